@@ -1,0 +1,334 @@
+"""What the use cases need of the outside world. Each port says what it promises and what it raises.
+
+Ports that move bytes are asynchronous; ports that keep records are synchronous and short (time-outs of a
+few seconds inside). Every method may raise `Unavailable` when its part cannot be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
+from ncr_upload.domain.packages import PackageFile, SourceFile
+
+OnBytes = Callable[[int], None]
+"""Told how many more bytes have moved; called from the event loop, must not block."""
+
+Recording = Callable[[Any], None]
+"""Rows to write inside the ledger's own transaction. The argument is that transaction and is the adapters' own affair."""
+
+
+# --- object storage ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A downloaded object. `sha256` is lower-case hex."""
+
+    size: int
+    sha256: str
+    crc32: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """The bucket the job's files are in."""
+
+    async def stat(self, key: str) -> ObjectInfo:
+        """Size and ETag of an object. Raises `Rejected` ('object_missing', 'storage_denied'), `Unavailable`."""
+
+    async def fetch(self, key: str, to: Path, on_bytes: OnBytes) -> Fetched:
+        """Download into `to`, which exists only once it is complete and its size and MD5 ETag (where it is one) agree.
+        Hashes while it streams; memory is bounded by the chunk. Raises as `stat`; wrong bytes are `Unavailable`."""
+
+
+# --- the zip ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A package file with its place on this host's disk."""
+
+    file: PackageFile
+    path: Path
+
+
+class Archiver(Protocol):
+    """Makes the zip the validator judges."""
+
+    def stream(self, files: AsyncIterator[LocalFile]) -> AsyncIterator[bytes]:
+        """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever."""
+
+
+# --- the validator ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The validator's answer. `result` is 'Valid' or 'Warning' when `passed`, else what it said.
+
+    `http_status` and `body` are kept as the validator sent them (for `model_validation`); `reasons` are its findings
+    in words, worst first.
+    """
+
+    passed: bool
+    result: str
+    http_status: int
+    body: str
+    reasons: tuple[str, ...] = ()
+
+
+class ValidatorUndecided(Exception):
+    """Carries a non-200 answer that is no verdict (408, 429, 5xx) beside the `Unavailable` it is raised `from`."""
+
+
+class Validator(Protocol):
+    """Judges the zip of a package."""
+
+    @property
+    def url(self) -> str:
+        """Where it is asked, without any secret in it."""
+
+    async def judge(self, sku: str, package: AsyncIterator[bytes]) -> Verdict:
+        """Post the zip and read the verdict. An answer that is neither a pass nor a "no" raises `Unavailable`;
+        when it was an HTTP answer, the exception's `http_status` attribute is its status (else None)."""
+
+
+# --- the destination --------------------------------------------------------------------------------------------
+
+
+class Dropoff(Protocol):
+    """The partner's SFTP folder. One session per attempt; see docs/adr for how renames fence and publish.
+
+    Raises `DestinationParked` for what an operator must mend there (disk full, quota, login refused, host key
+    differs), `Unavailable` for what may heal by itself.
+    """
+
+    def session(self) -> AbstractAsyncContextManager[DropoffSession]:
+        """Connect, with the host key pinned."""
+
+
+class DropoffSession(Protocol):
+    async def adopt(self, task_id: str, fence: int) -> None:
+        """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence
+        staged, which also takes it away from any worker that still holds the older fence."""
+
+    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+        """Upload every file into the staging folder and verify every size; files already there whole are kept."""
+
+    async def publish(self, task_id: str, fence: int, job_id: str) -> None:
+        """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside.
+        Idempotent for the owner of the fence; for anyone else it fails and changes nothing that is visible."""
+
+    async def is_published(self, task_id: str, fence: int) -> bool:
+        """Whether the staged package of this fence has been renamed to its final name (asked after `adopt`, when an
+        earlier attempt had announced a publish and its answer was lost)."""
+
+    async def discard(self, task_id: str) -> None:
+        """Remove every staging folder of the task, whatever its fence. Never touches a final folder."""
+
+
+# --- the studio's database --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StudioJob:
+    """The `job_details` row of a job. `awaiting` is `is_uploaded = 1`."""
+
+    row_id: int
+    sku: str
+    awaiting: bool
+
+
+class Catalogue(Protocol):
+    """The studio's tables: read, and written only inside the ledger's transactions (see `Recording`)."""
+
+    def find_job(self, job_id: str, row_id: int | None) -> StudioJob:
+        """The active row of the job. Raises `Rejected` ('sku_not_found', 'sku_ambiguous', 'row_mismatch')."""
+
+    def list_files(self, job_id: str) -> Sequence[SourceFile]:
+        """Every `file_type='base'` row of the job, in no particular order."""
+
+    def delivered(self, task: Task, sku: str) -> Recording:
+        """The rows of a delivery."""
+
+    def judged(self, task: Task, verdict: Verdict) -> Recording:
+        """The validator's newest answer about the job."""
+
+    def refused(self, task: Task, sku: str, verdict: Verdict, api_url: str) -> Recording:
+        """The rows of a validator's "no", `judged` included."""
+
+    def unanswered(self, task: Task, sku: str, http_status: int, api_url: str) -> Recording:
+        """The row of a non-200 answer that is no verdict."""
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyLive:
+    """`job_id` is in flight as `task_id`."""
+
+    job_id: str
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCounts:
+    batch_id: str
+    created_at: float
+    updated_at: float
+    counts: dict[Status, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`cursor` asks for the next page; None on the last."""
+
+    tasks: tuple[Task, ...]
+    total: int
+    cursor: str | None
+
+
+class Submissions(Protocol):
+    """The ledger as callers see it: what was accepted, and what became of it."""
+
+    def accept(self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int) -> list[Task] | list[AlreadyLive]:
+        """Write all jobs in one transaction, the first `release` of them ready to claim, or none of them: then the
+        answer names those already live. The database, not a check before it, decides who is first."""
+
+    def task(self, task_id: str) -> Task | None: ...
+
+    def history(self, task_id: str) -> list[Event]: ...
+
+    def active(
+        self, *, username: str | None, campaign: str | None, status: Status | None, limit: int, cursor: str | None
+    ) -> Page: ...
+
+    def batch(self, batch_id: str, *, limit: int, cursor: str | None) -> tuple[BatchCounts, Page] | None: ...
+
+
+class Claims(Protocol):
+    """The ledger as a worker sees it. Every write names the claim's fence and raises `LeaseLost` when it is stale."""
+
+    def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
+        """Take the task if it is due and nobody's lease is running; None otherwise."""
+
+    def renew(self, claim: Claim) -> None:
+        """Extend the lease from the database's now. Raises `LeaseLost`, `CancelRequested`."""
+
+    def advance(
+        self,
+        claim: Claim,
+        *,
+        status: Status,
+        stage: Stage,
+        message: str,
+        also: Recording | None = None,
+        sku: str | None = None,
+        verdict: str | None = None,
+        files: Sequence[PackageFile] | None = None,
+        announce_publish: bool = False,
+    ) -> None:
+        """Write the new status, a history line and `also`, in one transaction. `announce_publish` notes, before the
+        renames, that this fence is about to publish."""
+
+    def finish(
+        self, claim: Claim, *, status: Status, message: str, problem: Problem | None, also: Recording | None = None
+    ) -> None:
+        """End the task in a terminal status, with `also`, in one transaction. If the commit's answer is lost, the row
+        itself is asked; calling it again after it worked is harmless."""
+
+    def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
+        """Give the task back to wait `delay_seconds`; an unspent attempt is not counted."""
+
+
+class Recovery(Protocol):
+    """The ledger as the sweeper sees it."""
+
+    def due(self, limit: int) -> list[str]:
+        """Tasks that could be claimed now: waiting and due, or with an expired lease. Oldest first."""
+
+    def count_due(self) -> int: ...
+
+    def exhausted(self, limit: int) -> list[Task]:
+        """Live tasks with an expired lease and no attempt left (their worker died each time)."""
+
+    def give_up(self, task: Task, problem: Problem) -> bool:
+        """End an exhausted task as failed; False if it has moved on meanwhile."""
+
+    def release_batch_jobs(self, batch_size: int) -> list[str]:
+        """Make further jobs of running batches ready, at most `batch_size` in flight per batch; their task ids."""
+
+    def live_among(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these tasks are still live (for the janitor)."""
+
+
+# --- Redis ------------------------------------------------------------------------------------------------------
+
+
+class StatusBoard(Protocol):
+    """Live status for quick reading; the ledger is the truth. Failing to write here is never the job's failure."""
+
+    def post(self, task_id: str, view: dict[str, Any], *, live: bool) -> None:
+        """Show `view`. A live view fades after some seconds unless posted again; a final one stays JOB_EXPIRE_HOURS."""
+
+    def read(self, task_id: str) -> dict[str, Any] | None:
+        """What was posted last, or None. Raises `Unavailable` within a second when Redis does not answer."""
+
+    def ping(self) -> None: ...
+
+
+class JobQueue(Protocol):
+    """The doorbell: tells some worker to look at a task. May be lost or repeated, both harmless."""
+
+    def ring(self, task_id: str) -> None:
+        """Raises `Unavailable` within a few seconds."""
+
+    def depth(self) -> int:
+        """Messages waiting."""
+
+    def workers(self) -> dict[str, Any]:
+        """What the workers say of themselves, for at most two seconds: {'active': {...}, 'scheduled': {...},
+        'stats': {...}}, each keyed by worker name; empty when none answers."""
+
+    def is_worker_alive(self) -> bool:
+        """Whether any worker answers within a second; no task is run."""
+
+
+# --- the machine ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. `source` says what was read: 'cgroup2', 'cgroup1' or 'host'."""
+
+    used: int
+    total: int
+    source: str
+
+    @property
+    def used_percent(self) -> float:
+        return 100.0 * self.used / self.total if self.total else 0.0
+
+
+class Host(Protocol):
+    def memory(self) -> Memory:
+        """Memory of this container, or of the host where there is none."""
+
+    def process_memory(self) -> int:
+        """Resident bytes of this process, now."""
+
+    def free_disk(self, path: Path) -> int:
+        """Free bytes where `path` is."""

@@ -1,0 +1,72 @@
+"""The tree of what can go wrong, classed by what may be done about it.
+
+    DeliveryError
+    ├── Rejected          bad data or a missing thing: terminal, never retried
+    ├── Unavailable       a part did not answer or answered nonsense: retried with backoff
+    ├── DestinationParked the destination needs an operator (disk full, host key, login): jobs wait, no attempt spent
+    ├── Deferred          not enough memory or disk here, now: no attempt spent
+    ├── LeaseLost         another worker owns the job now: stop at once, touch nothing more
+    └── CancelRequested   the caller asked for the job to stop
+
+What fits none of these is *unknown*: see `retries.ErrorClass`.
+"""
+
+from __future__ import annotations
+
+
+class DeliveryError(Exception):
+    """A failure somebody can act on.
+
+    `code` is stable and machine readable (``object_missing``). `message` says what is wrong and with which
+    thing (key, path, host, row). `next_step` tells an operator what to do. None of them holds a secret.
+    """
+
+    def __init__(self, code: str, message: str, next_step: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code}). {self.next_step}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.code, self.message, self.next_step))
+
+
+class Rejected(DeliveryError):
+    """The job can never succeed as it stands."""
+
+
+class Unavailable(DeliveryError):
+    """An outside part failed in a way that may heal. `retry_after_seconds` is the part's own wish, if it gave one."""
+
+    def __init__(self, code: str, message: str, next_step: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(code, message, next_step)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DestinationParked(DeliveryError):
+    """The destination refuses every job until an operator acts there."""
+
+
+class Deferred(DeliveryError):
+    """This host has no room for the job now."""
+
+
+class LeaseLost(DeliveryError):
+    """The job belongs to another worker now."""
+
+    def __init__(self, task_id: str, fence: int) -> None:
+        super().__init__(
+            "lease_lost",
+            f"task {task_id}: the lease with fence {fence} is no longer this worker's",
+            "Nothing to do: the worker that holds the newer lease finishes the job.",
+        )
+
+
+class CancelRequested(DeliveryError):
+    """The caller cancelled the job while it ran."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__("cancelled", f"task {task_id} was cancelled by its caller", "Submit the job again if needed.")

@@ -1,0 +1,33 @@
+"""The files of a package on their way from object key to delivered path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file the studio lists for a job. `key` is its object key; `timestamp` is 'YYYY-MM-DD HH:MM:SS', studio time."""
+
+    key: str
+    timestamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """Where one object goes. `target` is relative to the delivery's folder and starts with the SKU: ``SKU1/SKU1.glb``."""
+
+    key: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackageFile:
+    """A downloaded file of the package. `size` in bytes; `sha256` lower-case hex; `crc32` as zip has it."""
+
+    key: str
+    target: str
+    size: int
+    sha256: str
+    crc32: int
+    etag: str

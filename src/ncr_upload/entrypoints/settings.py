@@ -1,0 +1,157 @@
+"""Every setting of the service, read from the environment and from `.env`.
+
+No secret has a default. `env_sample` lists them all and a test holds it against this class.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Anonymous(StrEnum):
+    """Who may call the API without a key."""
+
+    LOOPBACK = "loopback"
+    ALL = "all"
+    NONE = "none"
+
+
+class Settings(BaseSettings):
+    """Settings by the names of their environment variables, in lower case."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
+
+    # API
+    api_host: str = "0.0.0.0"  # noqa: S104 - reachable from outside by design; see api_anonymous
+    api_port: int = 8001
+    api_key: SecretStr | None = Field(None, description="Callers send it as X-API-Key.")
+    api_anonymous: Anonymous = Field(Anonymous.LOOPBACK, description="Who needs no key: loopback, all or none.")
+    api_reload: bool = Field(False, description="Restart the API when its code changes (development).")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins allowed to call from a browser, comma separated."
+    )
+
+    # Redis
+    redis_host: str = "localhost"
+    redis_port: int = 6380
+    redis_db: int = 0
+    redis_password: SecretStr | None = None
+    redis_tls: bool = False
+
+    # Database
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; instead of the DB_* parts.")
+    db_type: Literal["sqlite", "mysql", "postgresql"] = "sqlite"
+    db_host: str = "localhost"
+    db_port: int | None = None
+    db_name: str | None = None
+    db_user: str | None = None
+    db_password: SecretStr | None = None
+    migrate_on_start: bool = Field(True, description="Bring the service's own tables up to date when a process starts.")
+
+    # Object storage
+    wasabi_endpoint: str | None = None
+    wasabi_region: str = "us-east-1"
+    wasabi_access_key: SecretStr | None = None
+    wasabi_secret_key: SecretStr | None = None
+    bucket_name: str | None = None
+    download_concurrency: int = Field(8, ge=1, le=64, description="Objects fetched at once by one job.")
+    verify_etag_md5: bool = Field(
+        True, description="Hold each download against an ETag that is an MD5; off for SSE-KMS buckets."
+    )
+
+    # Validator
+    validator_api_url: str | None = Field(None, description="Unset: each worker starts the bundled validator for itself.")
+    validator_api_key: SecretStr | None = None
+    validator_api_key_header: str = "X-API-Key"
+    validator_timeout_seconds: float = Field(300, gt=0)
+
+    # Destination
+    sftp_host: str | None = None
+    sftp_port: int = 22
+    sftp_username: str | None = None
+    sftp_password: SecretStr | None = None
+    sftp_private_key: Path | None = Field(None, description="File with the private key.")
+    sftp_private_key_passphrase: SecretStr | None = None
+    sftp_agent: bool = Field(False, description="Use the keys of the running ssh-agent.")
+    sftp_host_key: str | None = Field(
+        None, description="The server's public key, as in 'ssh-ed25519 AAAA…'; several separated by commas."
+    )
+    sftp_known_hosts: Path | None = Field(None, description="An OpenSSH known_hosts file, instead of SFTP_HOST_KEY.")
+    sftp_base_dir: str = "/"
+    sftp_channels: int = Field(4, ge=1, le=16, description="Files uploaded at once over one connection.")
+    sftp_timeout_seconds: float = Field(30, gt=0)
+
+    # Jobs
+    work_dir: Path = Path("var/work")
+    file_selection: Literal["latest_date", "latest_per_path", "all"] = "latest_date"
+    layout_collisions: Literal["refuse", "newest"] = "refuse"
+    timezone: str = "America/New_York"
+    max_attempts: int = Field(5, ge=1, le=50)
+    retry_base_seconds: float = Field(5, gt=0)
+    retry_max_seconds: float = Field(300, gt=0)
+    lease_seconds: float = Field(20, gt=0)
+    lease_renew_seconds: float = Field(5, gt=0)
+    sweep_seconds: float = Field(3, gt=0)
+    job_expire_hours: float = Field(
+        24, gt=0, description="How long Redis keeps the status of an ended job; SQL keeps it anyway."
+    )
+
+    # Memory and batches
+    max_memory_usage_percent: float = Field(80, gt=0, le=100)
+    celery_worker_concurrency: int = Field(4, ge=1)
+    celery_worker_max_memory_per_child: int = Field(200_000, ge=1, description="KB of resident memory.")
+    celery_worker_max_tasks_per_child: int = Field(1000, ge=1)
+    batch_size: int = Field(5, ge=1, description="Jobs of one batch in flight at most.")
+    batch_timeout: float = Field(
+        300, gt=0, description="Seconds without any job of a batch starting or ending before it is called stalled."
+    )
+
+    # Flower
+    flower_host: str | None = Field(None, description="Default: 127.0.0.1, or every address once FLOWER_BASIC_AUTH is set.")
+    flower_port: int = 5555
+    flower_basic_auth: SecretStr | None = Field(None, description="user:password")
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "text"] = "json"
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        ZoneInfo(value)
+        return value
+
+    def resolved_database_url(self) -> str:
+        """The SQLAlchemy URL, password included: never log it."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        if self.db_type == "sqlite":
+            return f"sqlite:///{self.db_name or 'var/ncr.db'}"
+        driver, port = {"mysql": ("mysql+pymysql", 3306), "postgresql": ("postgresql+psycopg", 5432)}[self.db_type]
+        password = quote(self.db_password.get_secret_value(), safe="") if self.db_password else ""
+        login = f"{quote(self.db_user, safe='')}{':' + password if password else ''}@" if self.db_user else ""
+        return f"{driver}://{login}{self.db_host}:{self.db_port or port}/{self.db_name or ''}"
+
+    def redis_url(self) -> str:
+        """The Redis URL, password included: never log it."""
+        password = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
+        return f"{'rediss' if self.redis_tls else 'redis'}://{password}{self.redis_host}:{self.redis_port}/{self.redis_db}"
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
