@@ -124,6 +124,10 @@ class DropoffSession(Protocol):
         """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence
         staged, which also takes it away from any worker that still holds the older fence."""
 
+    async def clear(self, task_id: str, fence: int) -> None:
+        """Remove the staged package of this fence (not a previous delivery that was renamed aside): its content is not
+        what is to be delivered."""
+
     async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
         """Upload every file into the staging folder and verify every size; files already there whole are kept."""
 
@@ -281,8 +285,9 @@ class Recovery(Protocol):
 class StatusBoard(Protocol):
     """Live status for quick reading; the ledger is the truth. Failing to write here is never the job's failure."""
 
-    def post(self, task_id: str, view: dict[str, Any], *, live: bool) -> None:
-        """Show `view`. A live view fades after some seconds unless posted again; a final one stays JOB_EXPIRE_HOURS."""
+    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
+        """Show `view`. A live view fades after some seconds unless posted again; a final one stays JOB_EXPIRE_HOURS.
+        A view with an older fence, or a live one after the final one, changes nothing."""
 
     def read(self, task_id: str) -> dict[str, Any] | None:
         """What was posted last, or None. Raises `Unavailable` within a second when Redis does not answer."""

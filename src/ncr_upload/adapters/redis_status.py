@@ -1,0 +1,80 @@
+"""Live status in Redis: one hash per task, written in one step, never scanned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from ncr_upload.domain.errors import Unavailable
+
+KEY = "ncr:status:{task_id}"
+LIVE_SECONDS = 10
+"""A live view fades after this long unless it is posted again, so a status that lost its worker is not shown for long."""
+
+ANSWER_SECONDS = 0.5
+
+# Keeps the newest view: an older fence, or a live view after the final one of the same fence, changes nothing.
+POST = """
+local fence = tonumber(ARGV[1])
+local stored = redis.call('HMGET', KEYS[1], 'fence', 'live')
+if stored[1] then
+  if tonumber(stored[1]) > fence then return 0 end
+  if tonumber(stored[1]) == fence and stored[2] == '0' and ARGV[2] == '1' then return 0 end
+end
+redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'live', ARGV[2], 'view', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+
+class RedisStatusBoard:
+    """`StatusBoard` on Redis or Valkey."""
+
+    def __init__(self, url: str, place: str, *, final_seconds: float, answer_seconds: float = ANSWER_SECONDS) -> None:
+        self._place = place
+        self._final_milliseconds = int(final_seconds * 1000)
+        self._redis: Redis = Redis.from_url(
+            url,
+            socket_timeout=answer_seconds,
+            socket_connect_timeout=answer_seconds,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        self._post = self._redis.register_script(POST)
+
+    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
+        """See `StatusBoard.post`."""
+        milliseconds = LIVE_SECONDS * 1000 if live else self._final_milliseconds
+        with self._translated_errors():
+            self._post(keys=[KEY.format(task_id=task_id)], args=[fence, int(live), json.dumps(view), milliseconds])
+
+    def read(self, task_id: str) -> dict[str, Any] | None:
+        """See `StatusBoard.read`."""
+        with self._translated_errors():
+            stored = self._redis.hget(KEY.format(task_id=task_id), "view")
+        if stored is None:
+            return None
+        view: dict[str, Any] = json.loads(str(stored))
+        return view
+
+    def ping(self) -> None:
+        with self._translated_errors():
+            self._redis.ping()
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RedisError as error:
+            raise Unavailable(
+                "redis_unavailable",
+                f"Redis at {self._place} did not answer: {type(error).__name__}",
+                "Check that Redis runs there and that REDIS_PASSWORD is right. Jobs are safe in SQL meanwhile.",
+            ) from error

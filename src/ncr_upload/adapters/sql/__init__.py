@@ -1,0 +1,1 @@
+"""The ledger and the studio's catalogue on SQLAlchemy Core: SQLite, MySQL/MariaDB and PostgreSQL by one code path."""

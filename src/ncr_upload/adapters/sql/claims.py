@@ -1,0 +1,225 @@
+"""The ledger as a worker sees it: every write carries the fence of its claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.rows import problem_columns, read_task, write_event
+from ncr_upload.adapters.sql.tables import db_now, files, jobs
+from ncr_upload.application.ports import Recording
+from ncr_upload.domain.errors import CancelRequested, LeaseLost
+from ncr_upload.domain.jobs import LIVE, TRANSITIONS, Claim, Problem, Stage, Status
+from ncr_upload.domain.packages import PackageFile
+
+
+class SqlClaims:
+    """`Claims` on SQL."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
+        """See `Claims.claim`. The database's clock alone decides whether the task is due."""
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            taken = connection.execute(
+                update(jobs)
+                .where(
+                    jobs.c.task_id == task_id,
+                    jobs.c.claimable_at <= db_now(),
+                    jobs.c.attempt < jobs.c.max_attempts,
+                    jobs.c.status.in_([status.value for status in LIVE]),
+                )
+                .values(
+                    status=Status.PROCESSING.value,
+                    stage=Stage.LOOKUP.value,
+                    message="a worker has taken the job",
+                    claimable_at=db_now() + lease_seconds,
+                    fence=jobs.c.fence + 1,
+                    attempt=jobs.c.attempt + 1,
+                    worker=worker[:255],
+                    updated_at=db_now(),
+                    started_at=_first(jobs.c.started_at),
+                    **problem_columns(None),
+                )
+            )
+            if taken.rowcount != 1:
+                return None
+            row = connection.execute(select(jobs.c.fence, jobs.c.publish_fence).where(jobs.c.task_id == task_id)).one()
+            task = read_task(connection, task_id)
+            assert task is not None
+            write_event(
+                connection,
+                task_id,
+                attempt=task.attempt,
+                stage=Stage.LOOKUP,
+                kind="claimed",
+                actor=worker,
+                message=f"attempt {task.attempt} of {task.max_attempts} begins (fence {row.fence})",
+            )
+        return Claim(task, row.fence, worker, lease_seconds, row.publish_fence)
+
+    def renew(self, claim: Claim) -> None:
+        """See `Claims.renew`."""
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            renewed = connection.execute(_owned(claim).values(claimable_at=db_now() + claim.lease_seconds))
+            if renewed.rowcount != 1:
+                raise LeaseLost(claim.task.task_id, claim.fence)
+            wish = select(jobs.c.cancel_requested).where(jobs.c.task_id == claim.task.task_id)
+            if connection.execute(wish).scalar_one():
+                raise CancelRequested(claim.task.task_id)
+
+    def recorded_files(self, claim: Claim) -> tuple[PackageFile, ...]:
+        """The package as an earlier attempt recorded it before uploading; empty if none did."""
+        query = select(files).where(files.c.task_id == claim.task.task_id).order_by(files.c.id)
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            rows = connection.execute(query).mappings().all()
+        return tuple(PackageFile(r["object_key"], r["target"], r["size"], r["sha256"], r["crc32"], r["etag"]) for r in rows)
+
+    def advance(
+        self,
+        claim: Claim,
+        *,
+        status: Status,
+        stage: Stage,
+        message: str,
+        also: Recording | None = None,
+        sku: str | None = None,
+        verdict: str | None = None,
+        files: Sequence[PackageFile] | None = None,
+        announce_publish: bool = False,
+    ) -> None:
+        """See `Claims.advance`."""
+        values: dict[str, Any] = {"stage": stage.value, "message": message}
+        if sku is not None:
+            values["sku"] = sku
+        if verdict is not None:
+            values["verdict"] = verdict
+        if files is not None:
+            values.update(file_count=len(files), byte_count=sum(file.size for file in files))
+        if announce_publish:
+            values["publish_fence"] = claim.fence
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            self._move(connection, claim, status, values)
+            if files is not None:
+                _record_files(connection, claim.task.task_id, files)
+            if also is not None:
+                also(connection)
+            write_event(
+                connection,
+                claim.task.task_id,
+                attempt=claim.task.attempt,
+                stage=stage,
+                kind="stage",
+                actor=claim.worker,
+                message=message,
+            )
+
+    def finish(
+        self,
+        claim: Claim,
+        *,
+        status: Status,
+        stage: Stage,
+        message: str,
+        problem: Problem | None,
+        also: Recording | None = None,
+    ) -> None:
+        """See `Claims.finish`."""
+        values = {
+            "stage": stage.value,
+            "message": message,
+            "claimable_at": None,
+            "finished_at": db_now(),
+            **problem_columns(problem),
+        }
+        with translated_errors(self._engine):
+            try:
+                with self._engine.begin() as connection:
+                    self._move(connection, claim, status, values)
+                    if also is not None:
+                        also(connection)
+                    write_event(
+                        connection,
+                        claim.task.task_id,
+                        attempt=claim.task.attempt,
+                        stage=stage,
+                        kind=status.value,
+                        actor=claim.worker,
+                        message=message,
+                    )
+            except (SQLAlchemyError, LeaseLost):
+                # The commit may have happened although its answer was lost, now or on an earlier call.
+                if not self._has_finished(claim, status):
+                    raise
+
+    def _has_finished(self, claim: Claim, status: Status) -> bool:
+        query = select(jobs.c.status, jobs.c.fence).where(jobs.c.task_id == claim.task.task_id)
+        with self._engine.connect().execution_options(**READ_ONLY) as connection:
+            row = connection.execute(query).one()
+        return bool(row.status == status.value and row.fence == claim.fence)
+
+    def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
+        """See `Claims.put_back`."""
+        values = {
+            "stage": Stage.QUEUED.value,
+            "message": message,
+            "claimable_at": db_now() + delay_seconds,
+            "worker": None,
+            "attempt": jobs.c.attempt if spend_attempt else jobs.c.attempt - 1,
+            **problem_columns(problem),
+        }
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            self._move(connection, claim, Status.PENDING, values)
+            write_event(
+                connection,
+                claim.task.task_id,
+                attempt=claim.task.attempt,
+                stage=Stage.QUEUED,
+                kind="put_back",
+                actor=claim.worker,
+                message=message,
+            )
+
+    def _move(self, connection: Connection, claim: Claim, status: Status, values: dict[str, Any]) -> None:
+        """One status move under the fence; from an illegal status it is refused like a lost lease."""
+        from_statuses = [now.value for now in Status if now is status or status in TRANSITIONS[now]]
+        moved = connection.execute(
+            _owned(claim).where(jobs.c.status.in_(from_statuses)).values(status=status.value, updated_at=db_now(), **values)
+        )
+        if moved.rowcount != 1:
+            raise LeaseLost(claim.task.task_id, claim.fence)
+
+
+def _owned(claim: Claim) -> Any:
+    live = [status.value for status in LIVE]
+    return update(jobs).where(
+        jobs.c.task_id == claim.task.task_id, jobs.c.fence == claim.fence, jobs.c.status.in_(live), jobs.c.worker.is_not(None)
+    )
+
+
+def _first(column: Any) -> Any:
+    """The column's value once it has one, else now."""
+    return func.coalesce(column, db_now())
+
+
+def _record_files(connection: Connection, task_id: str, package: Sequence[PackageFile]) -> None:
+    connection.execute(delete(files).where(files.c.task_id == task_id))
+    rows = [
+        {
+            "task_id": task_id,
+            "target": file.target,
+            "object_key": file.key,
+            "size": file.size,
+            "sha256": file.sha256,
+            "crc32": file.crc32,
+            "etag": file.etag,
+        }
+        for file in package
+    ]
+    if rows:
+        connection.execute(insert(files), rows)

@@ -1,0 +1,108 @@
+"""Connections: made once per process (never carried over a fork), bounded in number and in waiting time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ncr_upload.domain.errors import Rejected, Unavailable
+
+WAIT_SECONDS = 2.5
+"""For a connection, a lock or the pool: short enough that the API can say so within its 3 seconds."""
+
+READ_ONLY = {"ncr_read_only": True}
+
+
+def open_engine(url: str, *, pool_size: int = 5) -> Engine:
+    """An engine for the URL. Nothing is connected yet."""
+    parsed = make_url(url)
+    options: dict[str, Any] = {
+        "pool_pre_ping": True,
+        "pool_size": pool_size,
+        "pool_timeout": WAIT_SECONDS,
+        "hide_parameters": True,
+    }
+    match parsed.get_backend_name():
+        case "sqlite":
+            _make_folder(parsed)
+            engine = create_engine(parsed, connect_args={"timeout": WAIT_SECONDS, "check_same_thread": False}, **options)
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        case "postgresql":
+            timeouts = f"-c lock_timeout={int(WAIT_SECONDS * 1000)} -c statement_timeout=10000"
+            return create_engine(
+                parsed,
+                pool_recycle=1800,
+                connect_args={"connect_timeout": int(WAIT_SECONDS + 0.5), "options": timeouts},
+                **options,
+            )
+        case "mysql" | "mariadb":
+            connect_args = {
+                "connect_timeout": int(WAIT_SECONDS + 0.5),
+                "read_timeout": 10,
+                "write_timeout": 10,
+                "charset": "utf8mb4",
+                "init_command": f"SET SESSION innodb_lock_wait_timeout={int(WAIT_SECONDS)}, time_zone='+00:00'",
+            }
+            return create_engine(
+                parsed, pool_recycle=1800, isolation_level="READ COMMITTED", connect_args=connect_args, **options
+            )
+        case other:
+            raise Rejected(
+                "database_unknown",
+                f"DATABASE_URL names the database '{other}'",
+                "Use sqlite, mysql+pymysql or postgresql+psycopg.",
+            )
+
+
+def _make_folder(url: URL) -> None:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own BEGIN comes too late (at the first write), so a read followed by a write could deadlock.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("ncr_read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def place_of(engine: Engine) -> str:
+    """The database in words, without its password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+@contextmanager
+def translated_errors(engine: Engine) -> Iterator[None]:
+    """The one table from the database's errors to ours. What is a bug (a wrong column, say) passes through."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        raise _unavailable(engine, error) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise _unavailable(engine, error) from error
+        raise
+
+
+def _unavailable(engine: Engine, error: SQLAlchemyError) -> Unavailable:
+    cause = getattr(error, "orig", None)
+    detail = str(cause if cause is not None else error).strip().splitlines()
+    return Unavailable(
+        "database_unavailable",
+        f"the database {place_of(engine)} did not do as asked: {detail[0][:200] if detail else type(error).__name__}",
+        "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries again by itself.",
+        retry_after_seconds=5,
+    )

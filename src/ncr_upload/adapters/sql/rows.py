@@ -1,0 +1,76 @@
+"""Between rows of the ledger and the domain's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from ncr_upload.adapters.sql.tables import db_now, events, jobs
+from ncr_upload.domain.jobs import Problem, Stage, Status, Task, progress_percent
+
+
+def task_of(row: Mapping[str, Any]) -> Task:
+    """The task a row of `ncr_jobs` holds."""
+    status, stage = Status(row["status"]), Stage(row["stage"])
+    waiting = status is Status.PENDING and row["worker"] is None
+    return Task(
+        task_id=row["task_id"],
+        job_id=row["job_id"],
+        username=row["username"],
+        campaign=row["campaign"],
+        row_id=row["row_id"],
+        batch_id=row["batch_id"],
+        status=status,
+        stage=stage,
+        progress=progress_percent(stage),
+        message=row["message"],
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        due_at=row["claimable_at"] if waiting else None,
+        sku=row["sku"],
+        verdict=row["verdict"],
+        files=row["file_count"],
+        bytes=row["byte_count"],
+        problem=_problem_of(row),
+    )
+
+
+def _problem_of(row: Mapping[str, Any]) -> Problem | None:
+    if row["problem_code"] is None:
+        return None
+    return Problem(row["problem_code"], row["problem_class"], row["problem_message"], row["problem_next_step"])
+
+
+def problem_columns(problem: Problem | None) -> dict[str, Any]:
+    """The columns that hold `problem`; all NULL for None."""
+    return {
+        "problem_code": problem.code if problem else None,
+        "problem_class": problem.error_class if problem else None,
+        "problem_message": problem.message if problem else None,
+        "problem_next_step": problem.next_step if problem else None,
+    }
+
+
+def read_now(connection: Connection) -> float:
+    """The database's clock."""
+    return float(connection.execute(select(db_now())).scalar_one())
+
+
+def read_task(connection: Connection, task_id: str) -> Task | None:
+    row = connection.execute(select(jobs).where(jobs.c.task_id == task_id)).mappings().one_or_none()
+    return task_of(row) if row is not None else None
+
+
+def write_event(connection: Connection, task_id: str, *, attempt: int, stage: str, kind: str, actor: str, message: str) -> None:
+    """Add a line to the task's history."""
+    connection.execute(
+        insert(events).values(
+            task_id=task_id, at=db_now(), attempt=attempt, stage=stage, kind=kind, actor=actor[:255], message=message
+        )
+    )

@@ -1,0 +1,135 @@
+"""The service's own tables (prefix `ncr_`) and the database's clock.
+
+Column names are wire format. The migrations in `ncr_upload.migrations` make these tables; a test holds the two together.
+Times are seconds since the epoch, by the database's clock alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Computed,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement
+
+from ncr_upload.domain.jobs import LIVE
+
+metadata = MetaData()
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite only numbers rows by itself in a column of exactly the type INTEGER."""
+
+
+def exact(length: int) -> Any:
+    return String(length).with_variant(String(length, collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
+_live_statuses = ", ".join(f"'{status.value}'" for status in sorted(LIVE))
+
+jobs = Table(
+    "ncr_jobs",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("task_id", exact(36), nullable=False, unique=True),
+    Column("job_id", exact(128), nullable=False),
+    Column("username", String(128), nullable=False),
+    Column("campaign", String(128), nullable=False),
+    Column("row_id", BigInteger),
+    Column("batch_id", exact(36), index=True),
+    Column("status", String(20), nullable=False),
+    Column("stage", String(20), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    # The whole schedule in one column: when this task may be claimed next. Waiting: when it is due. Claimed: when the
+    # lease ends. NULL: ended, or a batch job that has not been released.
+    Column("claimable_at", Double, index=True),
+    Column("fence", Integer, nullable=False),
+    Column("publish_fence", Integer),
+    Column("worker", String(255)),
+    Column("cancel_requested", SmallInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("sku", String(255)),
+    Column("verdict", String(64)),
+    Column("file_count", Integer),
+    Column("byte_count", BigInteger),
+    Column("problem_code", String(64)),
+    Column("problem_class", String(16)),
+    Column("problem_message", Text),
+    Column("problem_next_step", Text),
+    # One live task per job_id, kept by the database: NULL, and so never a duplicate, once the task has ended.
+    Column("live_job_id", exact(128), Computed(f"CASE WHEN status IN ({_live_statuses}) THEN job_id END", persisted=True)),
+    Index("uq_ncr_jobs_live", "live_job_id", unique=True),
+)
+
+batches = Table(
+    "ncr_batches",
+    metadata,
+    Column("batch_id", exact(36), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("total_jobs", Integer, nullable=False),
+)
+
+events = Table(
+    "ncr_events",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("task_id", exact(36), nullable=False, index=True),
+    Column("at", Double, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("stage", String(20), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("message", Text, nullable=False),
+)
+
+files = Table(
+    "ncr_files",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("task_id", exact(36), nullable=False, index=True),
+    Column("target", Text, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("crc32", BigInteger, nullable=False),
+    Column("etag", String(255), nullable=False),
+)
+
+
+class db_now(ColumnElement[float]):
+    """Seconds since the epoch by the database's clock, with fractions, at the time the statement runs."""
+
+    inherit_cache = True
+    type = Double()
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(*_: Any, **__: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+@compiles(db_now, "mysql")
+@compiles(db_now, "mariadb")
+def _mysql_now(*_: Any, **__: Any) -> str:
+    return "(UNIX_TIMESTAMP(SYSDATE(6)) + 0e0)"
