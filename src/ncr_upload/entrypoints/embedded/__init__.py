@@ -1,1 +1,1 @@
-"""The whole stack on one machine: what `ncr dev` and `ncr demo` run."""
+"""The whole system on one machine, on real parts: for `ncr dev`, `ncr demo` and the tests. Not for production."""
