@@ -264,8 +264,6 @@ class Recovery(Protocol):
     def due(self, limit: int) -> list[str]:
         """Tasks that could be claimed now: waiting and due, or with an expired lease. Oldest first."""
 
-    def count_due(self) -> int: ...
-
     def exhausted(self, limit: int) -> list[Task]:
         """Live tasks with an expired lease and no attempt left (their worker died each time)."""
 

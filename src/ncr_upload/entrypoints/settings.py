@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, le=50)
     retry_base_seconds: float = Field(5, gt=0)
     retry_max_seconds: float = Field(300, gt=0)
+    park_hours: float = Field(24, gt=0, description="How long a job waits for a parked destination or for room before it fails.")
     lease_seconds: float = Field(20, gt=0)
     lease_renew_seconds: float = Field(5, gt=0)
     sweep_seconds: float = Field(3, gt=0)

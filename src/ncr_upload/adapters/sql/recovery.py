@@ -32,11 +32,6 @@ class SqlRecovery:
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return list(connection.execute(query).scalars())
 
-    def count_due(self) -> int:
-        query = select(func.count()).where(jobs.c.claimable_at <= db_now(), jobs.c.attempt < jobs.c.max_attempts)
-        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
-            return connection.execute(query).scalar_one()
-
     def exhausted(self, limit: int) -> list[Task]:
         """See `Recovery.exhausted`."""
         query = select(jobs).where(jobs.c.claimable_at <= db_now(), jobs.c.attempt >= jobs.c.max_attempts).limit(limit)

@@ -1,0 +1,52 @@
+# Everything there is to do here. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SEED   ?=
+TRIALS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test check format lock clean servers
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv and install everything pinned (once)
+
+$(READY): requirements-dev.txt pyproject.toml src/ncr_validator/engine/package-lock.json
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@echo "setup: installing into $(VENV) (a minute or two, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt 2>$(VENV)/pip.log || (cat $(VENV)/pip.log >&2; exit 1)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . 2>$(VENV)/pip.log || (cat $(VENV)/pip.log >&2; exit 1)
+	@$(BIN)/python -m ncr_validator fetch-engine
+	@touch $@
+
+servers: ## Install the real servers the tests use (root on Debian; else says what is missing)
+	@scripts/servers.sh
+
+demo: $(READY) ## Deliver a product on the whole stack, watch it, check it
+	@$(BIN)/ncr demo
+
+dev: $(READY) ## Run the whole stack on port 8001 until Ctrl-C
+	@$(BIN)/ncr dev
+
+test: $(READY) servers ## Run every test on real parts
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## Format, lint, types and import contracts (under a minute)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## Format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: $(READY) ## Re-lock the dependencies (scripts/lock.sh --upgrade for the newest)
+	@scripts/lock.sh
+
+clean: ## Remove what was built and what the embedded stack kept
+	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,11 @@
+"""The API for development, restarting when the code changes: `python main.py` (the same as `ncr api --reload`)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from ncr_upload.entrypoints.cli import main
+
+if __name__ == "__main__":
+    main(["api", "--reload", *sys.argv[1:]])

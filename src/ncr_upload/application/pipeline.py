@@ -1,0 +1,355 @@
+"""One attempt at a delivery, from the studio's database to the partner's folder. Read `Delivery.run` from top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ncr_upload.application.lease import Lease
+from ncr_upload.application.live import LiveStatus
+from ncr_upload.application.ports import (
+    Archiver,
+    Catalogue,
+    Claims,
+    Dropoff,
+    DropoffSession,
+    Host,
+    LocalFile,
+    ObjectInfo,
+    ObjectStore,
+    Recording,
+    StudioJob,
+    Validator,
+    Verdict,
+)
+from ncr_upload.application.workspace import Workspace
+from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
+from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
+from ncr_upload.domain.layout import plan_layout
+from ncr_upload.domain.packages import PackageFile, PlannedFile
+from ncr_upload.domain.retries import ErrorClass
+from ncr_upload.domain.selection import select_files
+
+T = TypeVar("T")
+STATS_AT_ONCE = 32
+SPARE_DISK_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PipelinePorts:
+    """Everything an attempt touches."""
+
+    claims: Claims
+    catalogue: Catalogue
+    store: ObjectStore
+    archiver: Archiver
+    validator: Validator
+    dropoff: Dropoff
+    host: Host
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineOptions:
+    """The operator's choices (see `Settings`)."""
+
+    work_dir: Path
+    file_selection: Literal["latest_date", "latest_per_path", "all"]
+    layout_collisions: Literal["refuse", "newest"]
+    download_concurrency: int
+
+
+def pass_by(_point: str) -> None:
+    """A crash point in production: nothing happens."""
+
+
+class Delivery:
+    """One attempt. `reach` is told each crash point by name (`stage:before`, `stage:after`)."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        ports: PipelinePorts,
+        options: PipelineOptions,
+        lease: Lease,
+        live: LiveStatus,
+        reach: Callable[[str], None] = pass_by,
+    ) -> None:
+        self.claim = claim
+        self.task = claim.task
+        self.ports = ports
+        self.options = options
+        self.lease = lease
+        self.live = live
+        self.reach = reach
+
+    async def run(self) -> None:
+        """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
+        if await self.resume_publish():
+            return
+        source = await self.look_up()
+        plan = await self.plan(source)
+        with Workspace(self.options.work_dir, self.task.task_id, self.claim.fence) as workspace:
+            package, verdict = await self.download_and_judge(plan, workspace)
+            if not verdict.passed:
+                await self.refuse(verdict)
+                return
+            await self.pass_validation(verdict)
+            async with self.ports.dropoff.session() as destination:
+                await self.stage(destination, package)
+                await self.publish(destination)
+                await self.record()
+                await self.clean_up(destination)
+
+    async def resume_publish(self) -> bool:
+        """If an earlier attempt's publish went through although nobody heard of it: record that, and be done."""
+        if self.claim.publish_fence is None:
+            return False
+        async with self.ports.dropoff.session() as destination:
+            self.lease.check()
+            await destination.adopt(self.task.task_id, self.claim.fence)
+            if not await destination.is_published(self.task.task_id, self.claim.fence):
+                return False
+            await self.record()
+            await self.clean_up(destination)
+            return True
+
+    async def look_up(self) -> StudioJob:
+        """SKU and gate."""
+        self.reach("lookup:before")
+        source = await self._call(self.ports.catalogue.find_job, self.task.job_id, self.task.row_id)
+        if not source.awaiting:
+            raise Rejected(
+                "not_awaiting_upload",
+                f"job '{self.task.job_id}' (job_details row {source.row_id}) is not awaiting upload: its is_uploaded is not 1",
+                "Upload the artist's files in the studio first; a delivered job awaits again after its next upload.",
+            )
+        self.task = replace(self.task, sku=source.sku)
+        self.live.know(sku=source.sku)
+        self.reach("lookup:after")
+        return source
+
+    async def plan(self, source: StudioJob) -> Sequence[PlannedFile]:
+        """Which files, and where each goes. Everything that can be refused without a download is refused here."""
+        listed = await self._call(self.ports.catalogue.list_files, self.task.job_id)
+        selection = select_files(listed, self.options.file_selection, job_id=self.task.job_id)
+        layout = plan_layout(selection.files, source.sku, self.options.layout_collisions)
+        facts = [f"SKU {source.sku}", selection.summary, *layout.notes]
+        await self._advance(Status.PROCESSING, Stage.LOOKUP, "; ".join(facts), sku=source.sku)
+        return layout.files
+
+    async def download_and_judge(
+        self, plan: Sequence[PlannedFile], workspace: Workspace
+    ) -> tuple[Sequence[LocalFile], Verdict]:
+        """Fetch in parallel; each finished file enters, in the plan's order, the zip that streams to the validator."""
+        objects = await self._stat_all(plan)
+        total_bytes = sum(found.size for found in objects)
+        self._require_disk(total_bytes)
+        self.live.know(files=len(plan), bytes=total_bytes)
+        await self._advance(
+            Status.PROCESSING, Stage.DOWNLOAD, f"downloading {len(plan)} files, {total_bytes} bytes", total_bytes=total_bytes
+        )
+        self.reach("download:before")
+        at_once = asyncio.Semaphore(self.options.download_concurrency)
+        downloads = [
+            asyncio.create_task(self._fetch(planned, workspace.place(number), at_once)) for number, planned in enumerate(plan)
+        ]
+        judging = asyncio.create_task(self._judge(downloads))
+        try:
+            verdict = await _first_to_decide(judging, downloads)
+        finally:
+            await _stop([*downloads, judging])
+        return [download.result() for download in downloads if verdict.passed], verdict
+
+    async def _stat_all(self, plan: Sequence[PlannedFile]) -> Sequence[ObjectInfo]:
+        at_once = asyncio.Semaphore(STATS_AT_ONCE)
+
+        async def stat(planned: PlannedFile) -> ObjectInfo:
+            async with at_once:
+                return await self.ports.store.stat(planned.key)
+
+        found = await asyncio.gather(*(stat(planned) for planned in plan), return_exceptions=True)
+        failures = [answer for answer in found if isinstance(answer, BaseException)]
+        if failures:
+            raise _summarised(failures)
+        return [answer for answer in found if isinstance(answer, ObjectInfo)]
+
+    def _require_disk(self, needed_bytes: int) -> None:
+        free = self.ports.host.free_disk(self.options.work_dir)
+        if free < needed_bytes + SPARE_DISK_BYTES:
+            raise Deferred(
+                "disk_short",
+                f"the job needs {needed_bytes} bytes under WORK_DIR {self.options.work_dir}, where {free} are free",
+                "Free disk there or point WORK_DIR elsewhere; the job waits and spends no attempt.",
+            )
+
+    async def _fetch(self, planned: PlannedFile, to: Path, at_once: asyncio.Semaphore) -> LocalFile:
+        async with at_once:
+            fetched = await self.ports.store.fetch(planned.key, to, self.live.add_bytes)
+        file = PackageFile(planned.key, planned.target, fetched.size, fetched.sha256, fetched.crc32, fetched.etag)
+        return LocalFile(file, to)
+
+    async def _judge(self, downloads: Sequence[asyncio.Task[LocalFile]]) -> Verdict:
+        async def in_order() -> AsyncIterator[LocalFile]:
+            for download in downloads:
+                yield await asyncio.shield(download)
+            self.reach("download:after")
+            self.reach("validate:before")
+            await self._advance(
+                Status.PROCESSING, Stage.VALIDATE, f"downloaded {len(downloads)} files; the validator judges the zip"
+            )
+
+        assert self.task.sku is not None
+        try:
+            verdict = await self.ports.validator.judge(self.task.sku, self.ports.archiver.stream(in_order()))
+        except Unavailable as error:
+            await self._note_unanswered(error)
+            raise
+        self.reach("validate:after")
+        return verdict
+
+    async def _note_unanswered(self, error: Unavailable) -> None:
+        http_status = getattr(error, "http_status", None)
+        if http_status is not None and self.task.sku is not None:
+            rows = self.ports.catalogue.unanswered(self.task, self.task.sku, http_status, self.ports.validator.url)
+            await self._advance(Status.PROCESSING, Stage.VALIDATE, error.message, also=rows)
+
+    async def refuse(self, verdict: Verdict) -> None:
+        """The validator said no: recorded, nothing delivered."""
+        assert self.task.sku is not None
+        reasons = "; ".join(verdict.reasons) or "it gave no reason"
+        problem = Problem(
+            "validation_failed",
+            ErrorClass.REJECTED.value,
+            f"the validator answered {verdict.http_status} '{verdict.result}' for SKU {self.task.sku}: {reasons}",
+            "Mend the files the validator names and upload them in the studio again; nothing was delivered.",
+        )
+        rows = self.ports.catalogue.refused(self.task, self.task.sku, verdict, self.ports.validator.url)
+        await self._finish(Status.VALIDATION_FAILED, Stage.VALIDATE, problem.message, problem, rows)
+
+    async def pass_validation(self, verdict: Verdict) -> None:
+        """The validator said yes."""
+        reasons = f" ({'; '.join(verdict.reasons)})" if verdict.reasons else ""
+        self.live.know(verdict=verdict.result)
+        await self._advance(
+            Status.VALIDATION_PASSED,
+            Stage.VALIDATE,
+            f"the validator answered '{verdict.result}'{reasons}",
+            also=self.ports.catalogue.judged(self.task, verdict),
+            verdict=verdict.result,
+        )
+
+    async def stage(self, destination: DropoffSession, package: Sequence[LocalFile]) -> None:
+        """Upload into the hidden staging folder, keeping what an earlier attempt staged of the very same package."""
+        self.reach("stage:before")
+        self.lease.check()
+        task_id, fence = self.task.task_id, self.claim.fence
+        files = [local.file for local in package]
+        await destination.adopt(task_id, fence)
+        recorded = await self._call(self.ports.claims.recorded_files, self.claim)
+        if _contents(recorded) != _contents(files):
+            await destination.clear(task_id, fence)
+        total_bytes = sum(file.size for file in files)
+        await self._advance(
+            Status.UPLOADING,
+            Stage.UPLOAD,
+            f"uploading {len(files)} files, {total_bytes} bytes",
+            files=files,
+            total_bytes=total_bytes,
+        )
+        await destination.stage(task_id, fence, package, self.live.add_bytes)
+        self.reach("stage:after")
+
+    async def publish(self, destination: DropoffSession) -> None:
+        """Make the package visible, whole, by one directory rename."""
+        message = f"every file is staged; publishing as {self.task.job_id}/{self.task.sku}"
+        await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True)
+        self.reach("publish:before")
+        self.lease.check()
+        await destination.publish(self.task.task_id, self.claim.fence, self.task.job_id)
+        self.reach("publish:after")
+
+    async def record(self) -> None:
+        """The studio's rows and the ledger's, in one transaction."""
+        assert self.task.sku is not None
+        self.reach("record:before")
+        rows = self.ports.catalogue.delivered(self.task, self.task.sku)
+        await self._finish(Status.COMPLETED, Stage.DONE, f"delivered as {self.task.job_id}/{self.task.sku}", None, rows)
+        self.reach("record:after")
+
+    async def clean_up(self, destination: DropoffSession) -> None:
+        """Remove what is left in staging. The job is delivered: failing here is the janitor's business, not the job's."""
+        self.reach("cleanup:before")
+        try:
+            await destination.discard(self.task.task_id)
+        except DeliveryError:
+            return
+        self.reach("cleanup:after")
+
+    async def _advance(
+        self,
+        status: Status,
+        stage: Stage,
+        message: str,
+        *,
+        total_bytes: int = 0,
+        also: Recording | None = None,
+        **facts: Any,
+    ) -> None:
+        self.lease.check()
+        self.live.show(status, stage, message, total_bytes=total_bytes)
+        await self._call(
+            lambda: self.ports.claims.advance(self.claim, status=status, stage=stage, message=message, also=also, **facts)
+        )
+
+    async def _finish(self, status: Status, stage: Stage, message: str, problem: Problem | None, rows: Recording) -> None:
+        self.lease.conclude()
+        await self._call(
+            lambda: self.ports.claims.finish(
+                self.claim, status=status, stage=stage, message=message, problem=problem, also=rows
+            )
+        )
+
+    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.to_thread(function, *arguments)
+
+
+def _contents(files: Sequence[PackageFile]) -> set[tuple[str, int, str]]:
+    return {(file.target, file.size, file.sha256) for file in files}
+
+
+async def _first_to_decide(judging: asyncio.Task[Verdict], downloads: Sequence[asyncio.Task[Any]]) -> Verdict:
+    """The verdict, or the failure of a download as soon as it fails: never the broken-off upload that follows from it."""
+    waiting: set[asyncio.Task[Any]] = {judging, *downloads}
+    while not judging.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        failures = [error for task in done if task is not judging and (error := task.exception()) is not None]
+        if failures:
+            raise _summarised(failures)
+    verdict = judging.result()
+    if verdict.passed and not all(download.done() for download in downloads):
+        raise Unavailable(
+            "validator_early",
+            "the validator passed the package before it had received all of it",
+            "Ask the validator's operators; the job is tried again.",
+        )
+    return verdict
+
+
+async def _stop(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _summarised(failures: Sequence[BaseException]) -> BaseException:
+    """The failure that decides: a rejection before anything that could be retried; the rest are counted in it."""
+    first = next((failure for failure in failures if isinstance(failure, Rejected)), failures[0])
+    same = [failure for failure in failures if isinstance(failure, Rejected) and failure is not first]
+    if isinstance(first, Rejected) and same:
+        also = "; ".join(failure.message for failure in same[:4])
+        more = f" (and {len(same) - 4} more)" if len(same) > 4 else ""
+        return Rejected(first.code, f"{first.message}; {also}{more}", first.next_step)
+    return first

@@ -1,0 +1,77 @@
+"""The sweep: what makes an accepted job go on after anything was killed. Safe to run twice at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ncr_upload.application.live import post_quietly
+from ncr_upload.application.ports import JobQueue, Recovery, StatusBoard, Submissions
+from ncr_upload.application.workspace import sweep_workspaces
+from ncr_upload.domain.jobs import Problem
+from ncr_upload.domain.retries import ErrorClass
+
+AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPorts:
+    """Everything a sweep touches."""
+
+    recovery: Recovery
+    submissions: Submissions
+    queue: JobQueue
+    board: StatusBoard
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep did."""
+
+    released: int
+    rung: int
+    given_up: tuple[str, ...]
+    workspaces: int
+
+
+def sweep(ports: SweepPorts, *, batch_size: int, work_dir: Path) -> Swept:
+    """Release batch jobs, end what killed its worker every time, ring for what is due. Raises `Unavailable`."""
+    given_up = _give_up_exhausted(ports)
+    released = ports.recovery.release_batch_jobs(batch_size)
+    removed = sweep_workspaces(work_dir, ports.recovery.live_among)
+    return Swept(len(released), _ring_due(ports), tuple(given_up), len(removed))
+
+
+def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:
+    """Let the next jobs of the batches begin, as soon as one has ended. Raises `Unavailable`."""
+    released = ports.recovery.release_batch_jobs(batch_size)
+    for task_id in released:
+        ports.queue.ring(task_id)
+    return len(released)
+
+
+def _ring_due(ports: SweepPorts) -> int:
+    """Ring for due tasks. The oldest are taken to have their message waiting already, as many as there are messages."""
+    due = ports.recovery.due(AT_ONCE)
+    unrung = due[ports.queue.depth() :] if due else []
+    for task_id in unrung:
+        ports.queue.ring(task_id)
+    return len(unrung)
+
+
+def _give_up_exhausted(ports: SweepPorts) -> list[str]:
+    ended = []
+    for task in ports.recovery.exhausted(AT_ONCE):
+        problem = Problem(
+            "worker_died",
+            ErrorClass.UNKNOWN.value,
+            f"the worker died or lost its lease in stage '{task.stage}' in each of {task.attempt} attempts",
+            f"Look for task_id {task.task_id} in the workers' logs and for killed processes (memory?), then submit it again.",
+        )
+        if ports.recovery.give_up(task, problem):
+            ended.append(task.task_id)
+            failed = ports.submissions.task(task.task_id)
+            if failed is not None:
+                # Above every fence of the task, so no late view of a stale worker covers it.
+                post_quietly(ports.board, failed, fence=2**31, live=False)
+    return ended

@@ -1,0 +1,150 @@
+"""The command line: `ncr --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ncr_upload import __version__
+
+cli = typer.Typer(
+    name="ncr",
+    help="NCR Upload API: delivers 3D product assets, whole or not at all.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+database = typer.Typer(help="The service's own tables.", no_args_is_help=True)
+cli.add_typer(database, name="db")
+
+EXIT_USAGE = 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; `arguments` instead of the process's own."""
+    cli(arguments, prog_name="ncr")
+
+
+@cli.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_USAGE)
+
+
+@cli.command()
+def api(
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes (development).")] = False,
+) -> None:
+    """Serve the HTTP API on API_HOST:API_PORT (8001)."""
+    import uvicorn
+
+    from ncr_upload.entrypoints.logs import set_up_logs
+    from ncr_upload.entrypoints.settings import load_settings
+
+    settings = load_settings()
+    set_up_logs(settings)
+    uvicorn.run(
+        "ncr_upload.entrypoints.bootstrap:make_api",
+        factory=True,
+        host=settings.api_host,
+        port=settings.api_port,
+        reload=reload or settings.api_reload,
+        reload_dirs=[str(Path(__file__).resolve().parents[2])],
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+
+
+@cli.command()
+def worker(
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="Jobs at once; CELERY_WORKER_CONCURRENCY unless given.")
+    ] = None,
+) -> None:
+    """Run a Celery worker (prefork) that carries out jobs."""
+    from ncr_upload.entrypoints import bootstrap, programs
+    from ncr_upload.entrypoints.settings import load_settings
+
+    settings = load_settings()
+    try:
+        bootstrap.require_worker_settings(settings)
+    except bootstrap.SettingsMissing as missing:
+        _stop(str(missing))
+    programs.run_worker(settings, concurrency)
+
+
+@cli.command()
+def beat() -> None:
+    """Run the sweeper: rings for waiting jobs, takes over lost ones, releases batches. Two at once are harmless."""
+    from ncr_upload.entrypoints import programs
+    from ncr_upload.entrypoints.settings import load_settings
+
+    programs.run_beat(load_settings())
+
+
+@cli.command()
+def flower() -> None:
+    """Run the Flower dashboard on FLOWER_PORT (5555); on 127.0.0.1 only unless FLOWER_BASIC_AUTH is set."""
+    from ncr_upload.entrypoints import programs
+    from ncr_upload.entrypoints.settings import load_settings
+
+    programs.run_flower(load_settings())
+
+
+@cli.command()
+def dev(
+    state_dir: Annotated[Path, typer.Option(help="Where the stack keeps its data, logs and secrets.")] = Path("var/dev"),
+    port: Annotated[int, typer.Option(help="The API's port.")] = 8001,
+    database_url: Annotated[
+        str | None, typer.Option("--database", metavar="URL", help="A database to use instead of the stack's own SQLite.")
+    ] = None,
+    endpoints: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write addresses, logins and process ids there, as JSON, once ready.")
+    ] = None,
+) -> None:
+    """Run the whole stack on this machine until interrupted: Redis, database, S3, SFTP, validator, API, worker, beat."""
+    from ncr_upload.entrypoints.embedded.dev import run_dev
+
+    raise typer.Exit(run_dev(state_dir=state_dir, port=port, database=database_url, endpoints=endpoints))
+
+
+@cli.command()
+def demo(
+    state_dir: Annotated[Path, typer.Option(help="Where the stack keeps its data, logs and secrets.")] = Path("var/demo"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the tour.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the stack up afterwards, until interrupted.")] = False,
+) -> None:
+    """Deliver one product, and see one refused, on the whole stack; check it all; then stop."""
+    from ncr_upload.entrypoints.embedded.demo import run_demo
+
+    raise typer.Exit(run_demo(state_dir=state_dir, json_output=json_output, keep=keep))
+
+
+@database.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the service's own tables (ncr_*) to this release. The studio's tables are never touched."""
+    from ncr_upload.domain.errors import DeliveryError
+    from ncr_upload.entrypoints import bootstrap
+    from ncr_upload.entrypoints.settings import load_settings
+
+    try:
+        before, after = bootstrap.upgrade_database(load_settings())
+    except DeliveryError as error:
+        _stop(str(error), code=1)
+    typer.echo(f"already at {after}" if before == after else f"upgraded from {before or 'nothing'} to {after}")
+
+
+def _stop(message: str, code: int = EXIT_USAGE) -> None:
+    typer.echo(f"ncr: {message}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,107 @@
+"""The Celery application: a worker that answers the doorbell, and beat, which sweeps.
+
+    celery -A ncr_upload.entrypoints.worker worker
+    celery -A ncr_upload.entrypoints.worker beat -S ncr_upload.entrypoints.worker:SweepScheduler
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from celery import signals
+from celery.beat import ScheduleEntry, Scheduler
+
+from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
+from ncr_upload.application.recovery import SweepPorts, release_and_ring, sweep
+from ncr_upload.domain.errors import DeliveryError, Unavailable
+from ncr_upload.entrypoints import bootstrap
+from ncr_upload.entrypoints.crash import crash_points
+from ncr_upload.entrypoints.logs import set_up_logs
+from ncr_upload.entrypoints.settings import load_settings
+
+log = structlog.get_logger("ncr.worker")
+settings = load_settings()
+app = bootstrap.make_celery(settings)
+app.conf.beat_schedule = {"sweep": {"task": "ncr.sweep", "schedule": settings.sweep_seconds}}
+app.conf.beat_max_loop_interval = settings.sweep_seconds
+reach = crash_points(os.environ)
+
+
+@lru_cache(maxsize=1)
+def _worker_parts(_process: int) -> tuple[WorkerPorts, WorkerOptions]:
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    return bootstrap.make_worker_ports(settings), bootstrap.make_worker_options(settings, name)
+
+
+@lru_cache(maxsize=1)
+def _sweep_parts(_process: int) -> SweepPorts:
+    return bootstrap.make_sweep_ports(settings, app)
+
+
+@signals.setup_logging.connect
+def _keep_our_logs(**_: Any) -> None:
+    set_up_logs(settings)
+
+
+@app.task(name="ncr.run_job")  # type: ignore[untyped-decorator]
+def run_job(task_id: str) -> None:
+    """Look at the task, and do one attempt at it if it is due and free."""
+    with structlog.contextvars.bound_contextvars(task_id=task_id):
+        try:
+            ports, options = _worker_parts(os.getpid())
+            settled = run_task(task_id, ports, options, reach)
+        except Unavailable as error:
+            log.warning("task_not_run", code=error.code, reason=error.message, next_step=error.next_step)
+            return
+        if settled is not None:
+            _log(settled)
+            if settled.task.batch_id is not None and settled.task.finished_at is not None:
+                _release_next()
+
+
+def _release_next() -> None:
+    try:
+        release_and_ring(_sweep_parts(os.getpid()), batch_size=settings.batch_size)
+    except Unavailable as error:
+        log.info("release_left_to_sweeper", code=error.code)
+
+
+def _log(settled: Settled) -> None:
+    task, failure = settled.task, settled.failure
+    facts = {"job_id": task.job_id, "status": task.status.value, "attempt": task.attempt, "outcome": task.message}
+    if settled.unexpected:
+        log.error("task_settled", **facts, exc_info=failure)
+    elif isinstance(failure, DeliveryError):
+        log.warning("task_settled", **facts, code=failure.code)
+    else:
+        log.info("task_settled", **facts)
+
+
+@app.task(name="ncr.sweep")  # type: ignore[untyped-decorator]
+def run_sweep() -> None:
+    """One sweep: see `application.recovery`."""
+    try:
+        swept = sweep(_sweep_parts(os.getpid()), batch_size=settings.batch_size, work_dir=settings.work_dir)
+    except Unavailable as error:
+        log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
+        return
+    if swept.rung or swept.released or swept.given_up or swept.workspaces:
+        log.info(
+            "swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up), workspaces=swept.workspaces
+        )
+
+
+class SweepScheduler(Scheduler):  # type: ignore[misc]
+    """Runs what is due in beat's own process, so that sweeping needs neither Redis nor a free worker."""
+
+    producer = None
+
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+        try:
+            self.app.tasks[entry.task].run()
+        except Exception:
+            log.exception("schedule_failed", schedule=entry.name)
