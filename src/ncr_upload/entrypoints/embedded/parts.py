@@ -172,7 +172,7 @@ def _s3(site: Site, environment: dict[str, str]) -> Part:
         f"{LOOPBACK}:{site.ports['s3']}",
         str(site.s3_dir),
     )
-    unsigned_is_refused = answers_http(site.ports["s3"], "/", 403)
+    unsigned_is_refused = answers_http(site.ports["s3"], "/", 400, 403)
     return Part("s3", command, environment | {"RCLONE_AUTH_KEY": keys_as_csv(keys)}, unsigned_is_refused)
 
 
