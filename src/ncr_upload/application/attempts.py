@@ -43,7 +43,7 @@ class Settled:
     failure is none the code foresaw, so that the trace should be logged."""
 
     task: Task
-    failure: BaseException | None = None
+    failure: Exception | None = None
     unexpected: bool = False
 
 
@@ -61,10 +61,10 @@ def run_task(
     assert task is not None
     if not isinstance(failure, LeaseLost):
         post_quietly(ports.board, task, fence=claim.fence, live=task.finished_at is None)
-    return Settled(task, failure, unexpected=failure is not None and classify(failure) is ErrorClass.UNKNOWN)
+    return Settled(task, failure, unexpected=failure is not None and not isinstance(failure, DeliveryError))
 
 
-def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Callable[[str], None]) -> BaseException | None:
+def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Callable[[str], None]) -> Exception | None:
     lease = Lease(ports.pipeline.claims, claim, renew_seconds=options.lease_renew_seconds)
     live = LiveStatus(ports.board, claim)
     delivery = Delivery(claim, ports.pipeline, options.pipeline, lease, live, reach)
@@ -83,7 +83,11 @@ async def _run_under(lease: Lease, delivery: Delivery) -> None:
     running = asyncio.current_task()
     assert running is not None
     loop = asyncio.get_running_loop()
-    lease.when_ended(lambda: loop.call_soon_threadsafe(running.cancel))
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(running.cancel)
+
+    lease.when_ended(stop)
     try:
         await delivery.run()
     except asyncio.CancelledError:
@@ -120,7 +124,7 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
     )
     waited = claim.task.updated_at - claim.task.created_at
     if isinstance(plan, Retry) and not plan.spend_attempt and waited > options.park_seconds:
-        plan = GiveUp(f"it has waited for {waited / 3600:.1f} hours, longer than PARK_HOURS allows")
+        plan = GiveUp(f"Given up: it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows.")
     attempt = f"attempt {claim.task.attempt} of {claim.task.max_attempts}"
     if isinstance(plan, Retry):
         spent = attempt if plan.spend_attempt else f"{attempt}, not counted"
@@ -131,7 +135,7 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
             claim, problem=problem, message=message, delay_seconds=plan.delay_seconds, spend_attempt=plan.spend_attempt
         )
         return
-    message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}; given up: {plan.reason})"
+    message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}) {plan.reason}"
     claims.finish(claim, status=Status.FAILED, stage=stage, message=message, problem=problem)
 
 

@@ -248,10 +248,20 @@ class Claims(Protocol):
         """Write the new status, a history line and `also`, in one transaction. `announce_publish` notes, before the
         renames, that this fence is about to publish."""
 
+    def recorded_files(self, claim: Claim) -> Sequence[PackageFile]:
+        """The package as an earlier attempt recorded it before uploading; empty if none did."""
+
     def finish(
-        self, claim: Claim, *, status: Status, message: str, problem: Problem | None, also: Recording | None = None
+        self,
+        claim: Claim,
+        *,
+        status: Status,
+        stage: Stage,
+        message: str,
+        problem: Problem | None,
+        also: Recording | None = None,
     ) -> None:
-        """End the task in a terminal status, with `also`, in one transaction. If the commit's answer is lost, the row
+        """End the task in a terminal status, in the stage where it ended, with `also`, in one transaction. If the commit's answer is lost, the row
         itself is asked; calling it again after it worked is harmless."""
 
     def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:

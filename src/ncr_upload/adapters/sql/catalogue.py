@@ -36,7 +36,7 @@ from ncr_upload.domain.jobs import Task
 from ncr_upload.domain.packages import SourceFile
 
 studio = MetaData()
-LocalTime = DateTime().with_variant(sqlite.DATETIME(truncate_microseconds=True), "sqlite")
+LocalTime = DateTime().with_variant(sqlite.DATETIME(truncate_microseconds=True), "sqlite")  # type: ignore[no-untyped-call]
 
 job_details = Table(
     "job_details",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
@@ -11,7 +10,7 @@ from ncr_upload.adapters.sql.tables import db_now, events, jobs
 from ncr_upload.domain.jobs import Problem, Stage, Status, Task, progress_percent
 
 
-def task_of(row: Mapping[str, Any]) -> Task:
+def task_of(row: Any) -> Task:
     """The task a row of `ncr_jobs` holds."""
     status, stage = Status(row["status"]), Stage(row["stage"])
     waiting = status is Status.PENDING and row["worker"] is None
@@ -41,7 +40,7 @@ def task_of(row: Mapping[str, Any]) -> Task:
     )
 
 
-def _problem_of(row: Mapping[str, Any]) -> Problem | None:
+def _problem_of(row: Any) -> Problem | None:
     if row["problem_code"] is None:
         return None
     return Problem(row["problem_code"], row["problem_class"], row["problem_message"], row["problem_next_step"])

@@ -1,0 +1,335 @@
+"""The ledger's promises (DESIGN 4): accept once, claim by lease and fence, finish once, recover."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from ncr_upload.adapters.sql.claims import SqlClaims
+from ncr_upload.adapters.sql.recovery import SqlRecovery
+from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.adapters.sql.tables import metadata
+from ncr_upload.application.ports import AlreadyLive
+from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
+from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
+from ncr_upload.domain.packages import PackageFile
+from studio_rows import open_database
+
+PROBLEM = Problem("code", "transient", "what", "next")
+JOB = NewJob("job-1", "ann", "spring", 7)
+
+
+class Ledger:
+    """The three faces of one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.submissions = SqlSubmissions(engine, max_attempts=3)
+        self.claims = SqlClaims(engine)
+        self.recovery = SqlRecovery(engine)
+
+    def accept(self, *job_ids: str, batch_id: str | None = None, release: int = 100) -> list[Task]:
+        accepted = self.submissions.accept([NewJob(j, "ann", "spring") for j in job_ids], batch_id=batch_id, release=release)
+        assert all(isinstance(item, Task) for item in accepted)
+        return accepted  # type: ignore[return-value]
+
+    def claim(self, task: Task, worker: str = "w1", lease_seconds: float = 20) -> Claim:
+        claim = self.claims.claim(task.task_id, worker, lease_seconds)
+        assert claim is not None
+        return claim
+
+    def status(self, task: Task) -> Status:
+        found = self.submissions.task(task.task_id)
+        assert found is not None
+        return found.status
+
+    def expire(self, task: Task) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text("UPDATE ncr_jobs SET claimable_at = 1 WHERE task_id = :t"), {"t": task.task_id})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    engine = open_database(tmp_path / "ledger.db")
+    yield Ledger(engine)
+    engine.dispose()
+
+
+def test_the_migrations_make_the_tables_the_code_uses(ledger: Ledger) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    ours = {"include_name": lambda name, kind, _: kind != "table" or (name in metadata.tables)}
+    with ledger.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={**ours, "compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_an_accepted_job_is_pending_with_its_facts_and_a_history(ledger: Ledger) -> None:
+    (task,) = ledger.submissions.accept([JOB], batch_id=None, release=1)
+    assert isinstance(task, Task)
+    assert ledger.submissions.task(task.task_id) == task
+    assert (task.job_id, task.username, task.campaign, task.row_id) == ("job-1", "ann", "spring", 7)
+    assert (task.status, task.attempt) == (Status.PENDING, 0)
+    assert [event.kind for event in ledger.submissions.history(task.task_id)] == ["accepted"]
+
+
+def test_an_id_never_issued_has_no_task(ledger: Ledger) -> None:
+    assert ledger.submissions.task("never") is None
+
+
+def test_a_live_job_id_is_not_accepted_again_and_the_running_task_is_named(ledger: Ledger) -> None:
+    (first,) = ledger.accept("job-1")
+    assert ledger.submissions.accept([JOB], batch_id=None, release=1) == [AlreadyLive("job-1", first.task_id)]
+
+
+def test_an_ended_job_id_is_accepted_again_under_a_new_task(ledger: Ledger) -> None:
+    (first,) = ledger.accept("job-1")
+    ledger.claims.finish(ledger.claim(first), status=Status.FAILED, stage=Stage.LOOKUP, message="no", problem=PROBLEM)
+    (second,) = ledger.accept("job-1")
+    assert second.task_id != first.task_id
+
+
+def test_job_ids_that_differ_in_case_are_different_jobs(ledger: Ledger) -> None:
+    assert len(ledger.accept("job-a", "JOB-A")) == 2
+
+
+def test_one_live_job_refuses_the_whole_batch_and_accepts_none_of_it(ledger: Ledger) -> None:
+    (live,) = ledger.accept("job-2")
+    refused = ledger.submissions.accept([NewJob(f"job-{n}", "ann", "spring") for n in (1, 2, 3)], batch_id="b1", release=3)
+    assert refused == [AlreadyLive("job-2", live.task_id)]
+    assert ledger.submissions.active(username=None, campaign=None, status=None, limit=9, cursor=None).total == 1
+    assert ledger.submissions.batch("b1", limit=9, cursor=None) is None
+
+
+def test_of_many_submits_at_once_exactly_one_is_accepted(ledger: Ledger) -> None:
+    answers: list[Any] = []
+    start = threading.Barrier(12)
+
+    def submit() -> None:
+        start.wait()
+        answers.extend(ledger.submissions.accept([JOB], batch_id=None, release=1))
+
+    threads = [threading.Thread(target=submit) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    accepted = [answer for answer in answers if isinstance(answer, Task)]
+    assert len(accepted) == 1
+    assert {answer.task_id for answer in answers} == {accepted[0].task_id}
+
+
+def test_a_claim_is_exclusive_until_its_lease_ends(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    first = ledger.claim(task)
+    assert ledger.claims.claim(task.task_id, "w2", 20) is None
+    ledger.expire(task)
+    second = ledger.claim(task, "w2")
+    assert (second.fence, second.task.attempt) == (first.fence + 1, 2)
+
+
+def test_of_many_claims_at_once_exactly_one_wins(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    won: list[Claim] = []
+    start = threading.Barrier(8)
+
+    def claim(worker: str) -> None:
+        start.wait()
+        taken = ledger.claims.claim(task.task_id, worker, 20)
+        if taken is not None:
+            won.append(taken)
+
+    threads = [threading.Thread(target=claim, args=(f"w{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_a_renewed_lease_lasts_from_now(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.claim(task, lease_seconds=0.4)
+    for _ in range(4):
+        time.sleep(0.2)
+        ledger.claims.renew(claim)
+    assert ledger.claims.claim(task.task_id, "w2", 20) is None
+
+
+def test_a_stale_worker_can_write_nothing(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    stale = ledger.claim(task)
+    ledger.expire(task)
+    ledger.claim(task, "w2")
+    written: list[str] = []
+    for attempt in (
+        lambda: ledger.claims.renew(stale),
+        lambda: ledger.claims.advance(
+            stale, status=Status.PROCESSING, stage=Stage.DOWNLOAD, message="", also=lambda _: written.append("advance")
+        ),
+        lambda: ledger.claims.put_back(stale, problem=PROBLEM, message="", delay_seconds=0, spend_attempt=True),
+        lambda: ledger.claims.finish(
+            stale,
+            status=Status.FAILED,
+            stage=Stage.LOOKUP,
+            message="",
+            problem=None,
+            also=lambda _: written.append("finish"),
+        ),
+    ):
+        with pytest.raises(LeaseLost):
+            attempt()
+    assert written == []
+    assert ledger.status(task) is Status.PROCESSING
+
+
+def test_a_finish_and_its_recording_are_one_transaction(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = _uploading(ledger, task)
+
+    def broken(_: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk full"))
+
+    with pytest.raises(Unavailable):
+        ledger.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None, also=broken)
+    assert ledger.status(task) is Status.UPLOADING
+
+
+def test_a_finish_repeated_after_a_lost_answer_records_once(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = _uploading(ledger, task)
+    recorded: list[int] = []
+    for _ in range(2):
+        ledger.claims.finish(
+            claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None, also=lambda _: recorded.append(1)
+        )
+    assert recorded == [1]
+    assert [event.kind for event in ledger.submissions.history(task.task_id)].count("completed") == 1
+
+
+def test_a_task_put_back_waits_until_it_is_due(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    ledger.claims.put_back(ledger.claim(task), problem=PROBLEM, message="later", delay_seconds=60, spend_attempt=True)
+    waiting = ledger.submissions.task(task.task_id)
+    assert waiting is not None
+    assert (waiting.status, waiting.problem, waiting.message) == (Status.PENDING, PROBLEM, "later")
+    assert waiting.due_at is not None
+    assert waiting.due_at > waiting.updated_at + 59
+    assert ledger.claims.claim(task.task_id, "w2", 20) is None
+    assert ledger.recovery.due(10) == []
+
+
+def test_an_unspent_attempt_is_not_counted(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    for _ in range(5):
+        claim = ledger.claim(task)
+        assert claim.task.attempt == 1
+        ledger.claims.put_back(claim, problem=PROBLEM, message="", delay_seconds=0, spend_attempt=False)
+
+
+def test_a_task_whose_worker_dies_every_time_is_given_up_and_frees_its_job_id(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    for _ in range(3):
+        assert ledger.recovery.exhausted(10) == []
+        ledger.claim(task)
+        ledger.expire(task)
+    assert ledger.claims.claim(task.task_id, "w9", 20) is None
+    (dead,) = ledger.recovery.exhausted(10)
+    assert ledger.recovery.give_up(dead, PROBLEM)
+    assert not ledger.recovery.give_up(dead, PROBLEM)
+    assert ledger.status(task) is Status.FAILED
+    assert len(ledger.accept("job-1")) == 1
+
+
+def test_due_names_waiting_and_expired_tasks_but_not_running_or_ended_ones(ledger: Ledger) -> None:
+    waiting, running, expired, ended = ledger.accept("waiting", "running", "expired", "ended")
+    ledger.claim(running)
+    ledger.claim(expired)
+    ledger.expire(expired)
+    ledger.claims.finish(ledger.claim(ended), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    assert set(ledger.recovery.due(10)) == {waiting.task_id, expired.task_id}
+    assert ledger.recovery.live_among([waiting.task_id, ended.task_id, "never"]) == {waiting.task_id}
+
+
+def test_a_cancel_wish_reaches_the_worker_at_its_next_renewal(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.claim(task)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE ncr_jobs SET cancel_requested = 1"))
+    with pytest.raises(CancelRequested):
+        ledger.claims.renew(claim)
+
+
+def test_an_announced_publish_is_told_to_the_next_claim(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = _uploading(ledger, task)
+    ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", announce_publish=True)
+    ledger.expire(task)
+    assert ledger.claim(task, "w2").publish_fence == claim.fence
+
+
+def test_the_recorded_package_is_the_last_one_recorded(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.claim(task)
+    assert ledger.claims.recorded_files(claim) == ()
+    first = PackageFile("k", "SKU1/a.glb", 3, "aa", 4_000_000_000, "e1")
+    for package in ([first, replace(first, target="SKU1/b.glb")], [replace(first, sha256="bb")]):
+        ledger.claims.advance(claim, status=Status.PROCESSING, stage=Stage.UPLOAD, message="", files=package)
+        assert list(ledger.claims.recorded_files(claim)) == package
+
+
+def test_a_batch_keeps_at_most_so_many_in_flight_and_goes_on_when_one_ends(ledger: Ledger) -> None:
+    tasks = ledger.accept(*(f"job-{n}" for n in range(5)), batch_id="b1", release=2)
+    assert ledger.recovery.due(10) == [tasks[0].task_id, tasks[1].task_id]
+    assert ledger.recovery.release_batch_jobs(2) == []
+    ledger.claims.finish(ledger.claim(tasks[0]), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    assert ledger.recovery.release_batch_jobs(2) == [tasks[2].task_id]
+
+
+def test_a_batch_is_counted_by_status_and_paged(ledger: Ledger) -> None:
+    tasks = ledger.accept(*(f"job-{n}" for n in range(5)), batch_id="b1", release=5)
+    ledger.claim(tasks[0])
+    found = ledger.submissions.batch("b1", limit=2, cursor=None)
+    assert found is not None
+    counts, page = found
+    assert counts.counts == {Status.PROCESSING: 1, Status.PENDING: 4}
+    seen = [task.task_id for task in page.tasks]
+    while page.cursor is not None:
+        again = ledger.submissions.batch("b1", limit=2, cursor=page.cursor)
+        assert again is not None
+        page = again[1]
+        seen.extend(task.task_id for task in page.tasks)
+    assert seen == [task.task_id for task in tasks]
+
+
+def test_active_jobs_are_filtered(ledger: Ledger) -> None:
+    ledger.submissions.accept([NewJob("a", "ann", "spring"), NewJob("b", "bob", "autumn")], batch_id=None, release=2)
+
+    def total(**wanted: Any) -> int:
+        filters = {"username": None, "campaign": None, "status": None, **wanted}
+        return ledger.submissions.active(limit=10, cursor=None, **filters).total
+
+    assert (total(), total(username="bob"), total(campaign="spring"), total(status=Status.PROCESSING)) == (2, 1, 1, 0)
+
+
+def test_a_locked_database_is_unavailable_and_names_it_without_a_password(ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        connection.execute(text("SELECT 1"))  # holds the write lock: every transaction begins IMMEDIATE
+        with pytest.raises(Unavailable, match=r"ledger\.db"):
+            ledger.accept("job-1")
+
+
+def _uploading(ledger: Ledger, task: Task) -> Claim:
+    claim = ledger.claim(task)
+    for status in (Status.VALIDATION_PASSED, Status.UPLOADING):
+        ledger.claims.advance(claim, status=status, stage=Stage.UPLOAD, message="")
+    return claim
