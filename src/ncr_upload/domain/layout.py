@@ -43,7 +43,7 @@ _NO_SKU = frozenset({"none", "null"})
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The plan: `files` sorted by target, every target once. `notes` are sentences for the job's timeline."""
+    """The plan: `files` sorted by target, every target once. `notes` are for the job's timeline."""
 
     files: tuple[PlannedFile, ...]
     notes: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ class _Rules:
         if source.folders[-1:] == (fold(self._sku),) or fold(source.name) == fold(f"{self._sku}.glb"):
             if not self._has_main:
                 return self._main
-            self._notes.append(f"{source.key!r} was placed as a material: the main model comes from GLB_files.")
+            self._notes.append(f"{source.key!r} was placed as a material: the main model comes from GLB_files")
             return self._place_material(source)
         return None
 
@@ -151,7 +151,7 @@ class _Rules:
             )
         (material_id,) = ids.values()
         if not own:
-            self._notes.append(f"{source.key!r} took its material id {material_id} from the job's texture names.")
+            self._notes.append(f"{source.key!r} took its material id {material_id} from the job's texture names")
         return f"{self._sku}/materials/{material_id}.glb"
 
     def _place_beside(self, source: _Source) -> str:
@@ -231,7 +231,7 @@ def _settle_collisions(placed: Iterable[tuple[str, _Source]], collisions: Collis
         if len(group) > 1:
             winner = _settle(group, collisions)
             others = _name_keys(source.key for _, source in group if source is not winner)
-            notes.append(f"{target!r} is taken from {winner.key!r}, the newest; left out: {others}.")
+            notes.append(f"{target!r} is taken from {winner.key!r}, the newest; left out: {others}")
         winners[target] = winner
     return winners, notes
 
@@ -304,7 +304,5 @@ def _note_separated(winners: dict[str, _Source]) -> list[str]:
             and place != "/".join((home, *source.path[len(below) :]))
         ]
         if moved:
-            notes.append(
-                f"The layout moves {_name_keys(moved)} away from {gltf.key!r}: what it names of them it will not find."
-            )
+            notes.append(f"the layout moves {_name_keys(moved)} away from {gltf.key!r}: what it names of them it will not find")
     return notes

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ncr_upload.domain.errors import CancelRequested, Deferred, DestinationParked, LeaseLost, Rejected, Unavailable
+from ncr_upload.domain.errors import (
+    CancelRequested,
+    Deferred,
+    DeliveryError,
+    DestinationParked,
+    LeaseLost,
+    Rejected,
+    Unavailable,
+)
 
 
 class ErrorClass(StrEnum):
@@ -19,12 +26,13 @@ class ErrorClass(StrEnum):
     UNKNOWN = "unknown"
 
 
-_DECIDES_FIRST: tuple[type[Exception], ...] = (LeaseLost, CancelRequested, Rejected, DestinationParked, Deferred, Unavailable)
-_CLASSES: tuple[tuple[type[Exception], ErrorClass], ...] = (
+_CLASSES: tuple[tuple[type[DeliveryError], ErrorClass], ...] = (
     (Rejected, ErrorClass.REJECTED),
     (DestinationParked, ErrorClass.PARKED),
     (Deferred, ErrorClass.DEFERRED),
     (Unavailable, ErrorClass.TRANSIENT),
+    (LeaseLost, ErrorClass.DEFERRED),
+    (CancelRequested, ErrorClass.REJECTED),
 )
 
 
@@ -57,7 +65,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The job has failed. `reason` is a sentence for its timeline."""
+    """The job has failed. `reason` is for its timeline."""
 
     reason: str
 
@@ -69,28 +77,14 @@ def find_policy(error_class: ErrorClass, limits: RetryLimits) -> Policy:
         ErrorClass.UNKNOWN: Policy(min(3, limits.max_attempts), limits.base_seconds, True, "an unforeseen error"),
         ErrorClass.PARKED: Policy(None, 60, False, "the destination needs an operator"),
         ErrorClass.DEFERRED: Policy(None, 15, False, "this host has no room now"),
-        ErrorClass.REJECTED: Policy(0, 0, True, "the job cannot succeed as it stands"),
+        ErrorClass.REJECTED: Policy(0, 0, True, "it cannot succeed as it stands"),
     }[error_class]
 
 
-def find_deciding_error(error: Exception) -> Exception:
-    """The error that decides what happens: `error` itself, or of a group (a failed TaskGroup) the one that allows least,
-    so that a missing object is not retried because another download timed out."""
-    leaves = list(_leaves(error))
-    for kind in _DECIDES_FIRST:
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    return leaves[0]
-
-
-def classify(error: Exception) -> ErrorClass:
-    """The class of a failure, groups included. `LeaseLost` and `CancelRequested` are no failures and must be handled
-    before; asked about them, this raises `ValueError`."""
-    deciding = find_deciding_error(error)
-    if isinstance(deciding, (LeaseLost, CancelRequested)):
-        raise ValueError(f"{type(deciding).__name__} is no failure to classify: stop the attempt instead")
-    return next((error_class for kind, error_class in _CLASSES if isinstance(deciding, kind)), ErrorClass.UNKNOWN)
+def classify(error: BaseException) -> ErrorClass:
+    """The class of a failure. `LeaseLost` and `CancelRequested` are orders to stop, no failures: the worker obeys them
+    before it plans a retry. Here they count as what comes nearest: one leaves the job to another, the other ends it."""
+    return next((error_class for kind, error_class in _CLASSES if isinstance(error, kind)), ErrorClass.UNKNOWN)
 
 
 def plan_retry(
@@ -106,18 +100,10 @@ def plan_retry(
         raise ValueError(f"attempt {attempt} must be 1 or more and jitter {jitter} in [0, 1)")
     policy = find_policy(error_class, limits)
     if policy.attempts == 0:
-        return GiveUp(f"Not retried: {policy.because}.")
+        return GiveUp(policy.because)
     if policy.attempts is not None and attempt >= policy.attempts:
-        return GiveUp(f"Given up after attempt {attempt} of {policy.attempts}: {policy.because}.")
+        return GiveUp(f"{policy.because}, which is given up from attempt {policy.attempts} on")
     doublings = min(attempt - 1, 32) if policy.spends_attempt else 0
     backoff_seconds = min(policy.base_seconds * 2**doublings, limits.max_seconds) * (1 + jitter) / 2
     asked_seconds = min(retry_after_seconds or 0, limits.max_seconds)
     return Retry(max(backoff_seconds, asked_seconds), policy.spends_attempt)
-
-
-def _leaves(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for member in error.exceptions:
-            yield from _leaves(member)
-    else:
-        yield error

@@ -21,13 +21,13 @@ _REFERENCE_PICTURE = re.compile(r"source_.*\.(jpg|jpeg|png|webp|avif)", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The files kept, sorted by key, each key once; how many older ones and reference pictures were left out; the sentence
-    that says so in the job's timeline."""
+    """The files kept, sorted by key, each key once; how many older ones and reference pictures were left out; `summary`
+    says so in the job's timeline."""
 
     files: tuple[SourceFile, ...]
     older: int
     reference_pictures: int
-    note: str
+    summary: str
 
 
 def select_files(files: Sequence[SourceFile], rule: FileSelection, *, job_id: str) -> Selection:
@@ -55,8 +55,8 @@ def select_files(files: Sequence[SourceFile], rule: FileSelection, *, job_id: st
     else:
         kept, scope = candidates, "all files"
     older, pictures = len(candidates) - len(kept), len(listed) - len(candidates)
-    note = f"Selected {len(kept)} file(s): {scope}. Left out: {older} older file(s), {pictures} reference picture(s)."
-    return Selection(tuple(kept), older, pictures, note)
+    summary = f"{len(kept)} file(s) selected ({scope}), left out: {older} older, {pictures} reference picture(s)"
+    return Selection(tuple(kept), older, pictures, summary)
 
 
 def is_reference_picture(key: str) -> bool:

@@ -1,0 +1,66 @@
+"""Whether this host has room for another job, and for how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEMORY_RETRY_SECONDS = 15
+DISK_RETRY_SECONDS = 60
+SPARE_DISK_BYTES = 64 * 1024 * 1024
+"""Kept free beside a job's own files: logs, the embedded database and other tenants of the disk need some."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """`max_memory_percent` (MAX_MEMORY_USAGE_PERCENT) may be fractional; memory exactly at it still admits."""
+
+    max_memory_percent: float
+    spare_disk_bytes: int = SPARE_DISK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """There is room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """No room now. `code` is 'memory_short' or 'disk_short'; `reason` says what is short, by how much."""
+
+    code: str
+    reason: str
+    retry_after_seconds: int
+
+
+def decide(
+    *, memory_used_percent: float, limits: AdmissionLimits, free_disk_bytes: int | None = None, needed_disk_bytes: int = 0
+) -> Admit | Defer:
+    """Admit a job that will put `needed_disk_bytes` on the disk of the work folder. `free_disk_bytes` None: the disk is not
+    asked about (the API, which fetches nothing)."""
+    if memory_used_percent > limits.max_memory_percent:
+        return Defer(
+            "memory_short",
+            f"{memory_used_percent:.1f} % of the memory is in use, "
+            f"more than MAX_MEMORY_USAGE_PERCENT={limits.max_memory_percent:g} allows",
+            MEMORY_RETRY_SECONDS,
+        )
+    if free_disk_bytes is not None and free_disk_bytes < needed_disk_bytes + limits.spare_disk_bytes:
+        return Defer(
+            "disk_short",
+            f"the job needs {needed_disk_bytes} bytes of disk and {limits.spare_disk_bytes} must stay free, "
+            f"but only {free_disk_bytes} are free",
+            DISK_RETRY_SECONDS,
+        )
+    return Admit()
+
+
+def recommend_concurrency(
+    *, used_bytes: int, total_bytes: int, max_memory_percent: float, child_bytes: int, configured: int
+) -> int:
+    """How many worker children of `child_bytes` each fit into what is left below the memory limit: at least 1, so that work
+    goes on, at most `configured` (CELERY_WORKER_CONCURRENCY). Children that run already are counted in `used_bytes` too, so
+    a busy host is told fewer than it could bear, never more. Where the total is unknown (0), `configured` stands."""
+    if total_bytes <= 0 or child_bytes <= 0:
+        return configured
+    room_bytes = total_bytes * max_memory_percent / 100 - used_bytes
+    return max(1, min(configured, int(room_bytes // child_bytes)))
