@@ -136,7 +136,7 @@ class Delivery:
         listed = await self._call(self.ports.catalogue.list_files, self.task.job_id)
         selection = select_files(listed, self.options.file_selection, job_id=self.task.job_id)
         layout = plan_layout(selection.files, source.sku, self.options.layout_collisions)
-        facts = [f"SKU {source.sku}.", selection.note, *layout.notes]
+        facts = [f"SKU {source.sku}.", selection.summary, *layout.notes]
         await self._advance(Status.PROCESSING, Stage.LOOKUP, " ".join(facts), sku=source.sku)
         return layout.files
 

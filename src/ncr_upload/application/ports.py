@@ -261,8 +261,10 @@ class Claims(Protocol):
         problem: Problem | None,
         also: Recording | None = None,
     ) -> None:
-        """End the task in a terminal status, in the stage where it ended, with `also`, in one transaction. If the commit's answer is lost, the row
-        itself is asked; calling it again after it worked is harmless."""
+        """End the task in a terminal status, in the stage where it ended, with `also`, in one transaction.
+
+        If the commit's answer is lost, the row itself is asked; calling it again after it worked is harmless.
+        """
 
     def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
         """Give the task back to wait `delay_seconds`; an unspent attempt is not counted."""

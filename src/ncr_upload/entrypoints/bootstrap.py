@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from zoneinfo import ZoneInfo
 
+import structlog
 from celery import Celery
+from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import Engine, select
 
@@ -20,12 +24,20 @@ from ncr_upload.adapters.sql.engine import open_engine, translated_errors
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.recovery import SweepPorts
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.retries import RetryLimits
-from ncr_upload.entrypoints.settings import Settings
+from ncr_upload.entrypoints import probes
+from ncr_upload.entrypoints.api.app import create_app
+from ncr_upload.entrypoints.logs import set_up_logs
+from ncr_upload.entrypoints.settings import Settings, load_settings
 from ncr_upload.migrations.apply import upgrade
+
+log = structlog.get_logger("ncr.bootstrap")
+DATABASE_WAIT_SECONDS = 3.0
 
 
 class SettingsMissing(Exception):
@@ -165,6 +177,51 @@ def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
         queue=make_queue(settings, app),
         board=make_board(settings),
     )
+
+
+def make_api() -> FastAPI:
+    """The API, for uvicorn. It starts, and says what is wrong, even while its database is away."""
+    settings = load_settings()
+    set_up_logs(settings)
+    engine = make_engine(settings, pool_size=8)
+    ports = ApiPorts(
+        ledger=SqlSubmissions(engine, max_attempts=settings.max_attempts),
+        board=make_board(settings),
+        queue=make_queue(settings, make_celery(settings)),
+        host=MachineHost(),
+        queue_name=celery_queue.QUEUE,
+        check_database=lambda: check_database(engine),
+        deep_probes=_make_probes(settings),
+    )
+    if settings.migrate_on_start:
+        threading.Thread(target=wait_for_tables, args=(settings,), name="upgrade", daemon=True).start()
+    return create_app(ports, settings)
+
+
+def _make_probes(settings: Settings) -> dict[str, Probe]:
+    """The outside parts that are set; the API itself needs none of them."""
+    found: dict[str, Probe] = {}
+    if settings.wasabi_endpoint and settings.bucket_name:
+        found["s3"] = probes.probe_store(make_store(settings))
+    if settings.sftp_host:
+        found["sftp"] = probes.probe_dropoff(make_dropoff(settings))
+    if settings.validator_api_url:
+        found["validator"] = probes.probe_validator(settings.validator_api_url)
+    return found
+
+
+def wait_for_tables(settings: Settings) -> None:
+    """Bring the service's own tables to this release, waiting for the database and saying so as long as it is away."""
+    while settings.migrate_on_start:
+        try:
+            before, after = upgrade_database(settings)
+        except Unavailable as error:
+            log.warning("waiting_for_database", reason=error.message, next_step=error.next_step)
+            time.sleep(DATABASE_WAIT_SECONDS)
+        else:
+            if before != after:
+                log.info("database_upgraded", before=before, after=after)
+            return
 
 
 def _open(secret: SecretStr | None) -> str:

@@ -148,3 +148,7 @@ def upgrade_database() -> None:
 def _stop(message: str, code: int = EXIT_USAGE) -> None:
     typer.echo(f"ncr: {message}", err=True)
     raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

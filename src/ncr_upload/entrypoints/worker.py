@@ -1,7 +1,7 @@
 """The Celery application: a worker that answers the doorbell, and beat, which sweeps.
 
-    celery -A ncr_upload.entrypoints.worker worker
-    celery -A ncr_upload.entrypoints.worker beat -S ncr_upload.entrypoints.worker:SweepScheduler
+celery -A ncr_upload.entrypoints.worker worker
+celery -A ncr_upload.entrypoints.worker beat -S ncr_upload.entrypoints.worker:SweepScheduler
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def run_sweep() -> None:
         log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
         return
     if swept.rung or swept.released or swept.given_up or swept.workspaces:
-        log.info(
-            "swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up), workspaces=swept.workspaces
-        )
+        log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up), workspaces=swept.workspaces)
 
 
 class SweepScheduler(Scheduler):  # type: ignore[misc]
@@ -100,7 +98,7 @@ class SweepScheduler(Scheduler):  # type: ignore[misc]
 
     producer = None
 
-    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:  # noqa: ARG002 - Celery's signature
         try:
             self.app.tasks[entry.task].run()
         except Exception:
