@@ -51,18 +51,22 @@ class Endpoints(TypedDict):
     pids: dict[str, int]
 
 
+def locate_bucket(site: Site) -> Bucket:
+    return {
+        "endpoint": site.url("s3"),
+        "access_key": site.credentials.s3_access_key,
+        "secret_key": site.credentials.s3_secret_key,
+        "bucket": BUCKET,
+    }
+
+
 def describe(site: Site, pids: Mapping[str, int]) -> Endpoints:
     secret = site.credentials
     return {
         "api": {"url": site.url("api"), "key": secret.api_key},
         "database": {"url": site.database_url},
         "redis": {"url": f"redis://:{secret.redis_password}@{LOOPBACK}:{site.ports['redis']}/0"},
-        "s3": {
-            "endpoint": site.url("s3"),
-            "access_key": secret.s3_access_key,
-            "secret_key": secret.s3_secret_key,
-            "bucket": BUCKET,
-        },
+        "s3": locate_bucket(site),
         "sftp": {
             "host": LOOPBACK,
             "port": site.ports["sftp"],

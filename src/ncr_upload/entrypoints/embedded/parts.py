@@ -131,7 +131,7 @@ def assemble(site: Site, inherited: Mapping[str, str]) -> list[Part]:
             answers_http(site.ports["validator"], "/healthz", 200),
         ),
         Part("api", (*ncr, "api"), service, answers_http(api, "/livez", 200), stop_seconds=8),
-        Part("worker", (*ncr, "worker"), service, reports(api, "/health", part="worker", state="ok"), stop_seconds=15),
+        Part("worker", (*ncr, "worker"), service, reports(api, "/health", part="worker", state="connected"), stop_seconds=15),
         Part("beat", (*ncr, "beat"), service, _always, needs=("redis",)),
     ]
 

@@ -10,7 +10,7 @@ import random
 import struct
 import uuid
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from PIL import Image
@@ -26,43 +26,52 @@ _REFERENCE_PICTURE = "source_photo.jpg"
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`files` are object keys with their content; `left_out` is the key among them that is no part of a delivery (a
-    reference picture); `material_id` is the UUID in the names of the material's files."""
+    """`files` are object keys with their content. `targets` says where in the delivery each belongs; the one that is not
+    in it is a reference picture, which is not delivered. `material_id` is the UUID in the material's file names."""
 
     sku: str
     material_id: str
     files: dict[str, bytes]
-    left_out: str
-    main_model: str
+    targets: dict[str, str]
+
+    @property
+    def main_model(self) -> str:
+        """The main model's object key."""
+        return next(key for key, target in self.targets.items() if target == f"{self.sku}/{self.sku}.glb")
 
     @property
     def delivered(self) -> dict[str, bytes]:
-        """The files that a delivery has, by object key."""
-        return {key: data for key, data in self.files.items() if key != self.left_out}
+        """The delivery's files by their paths in it."""
+        return {target: self.files[key] for key, target in self.targets.items()}
 
 
 def make_product(folder: str, sku: str, seed: int = 1) -> Product:
     """A vase with the object keys below ``{folder}/{sku}/``."""
     numbers = random.Random(seed)
     material_id = str(uuid.UUID(int=numbers.getrandbits(128), version=4))
-    place = f"{folder}/{sku}"
     maps = _draw_maps(seed)
     material = glb.Material("glazed_ceramic", maps["baseColor"], maps["normal"], maps["occlusionRoughnessMetallic"])
     mesh = glb.lathe(_vase_outline(numbers), _SEGMENTS, _RINGS)
-    main_model = f"{place}/GLB_files/{sku}.glb"
-    files = {
-        main_model: glb.write_glb(sku, mesh, material),
-        f"{place}/Materials/{material_id}.glb": glb.write_glb(material.name, glb.lathe(_sphere_outline, 32, 16), material),
-        f"{place}/{sku}.blend": write_blend(sku, mesh),
-        f"{place}/OBJ/{sku}.obj": write_obj(sku, mesh),
-        f"{place}/OBJ/{sku}.mtl": write_mtl(material_id),
-        f"{place}/FBX/{sku}.fbx": write_fbx(sku, mesh),
-        f"{place}/{_REFERENCE_PICTURE}": textures.encode(Image.new("RGB", (64, 64), (200, 190, 180)), "JPEG"),
-    }
-    files |= {f"{place}/Materials/Sources/{material_id}_{name}": data for name, data in _draw_source_textures(seed).items()}
-    files |= {f"{place}/Materials/{material_id}_{name}.png": data for name, data in maps.items()}
-    files |= {f"{place}/Renders/{sku}_{name}.jpg": data for name, data in _draw_renders(seed).items()}
-    return Product(sku, material_id, files, f"{place}/{_REFERENCE_PICTURE}", main_model)
+    ball = glb.lathe(_sphere_outline, 32, 16)
+    placed = [
+        (f"GLB_files/{sku}.glb", f"{sku}.glb", glb.write_glb(sku, mesh, material)),
+        (f"Materials/{material_id}.glb", f"materials/{material_id}.glb", glb.write_glb(material.name, ball, material)),
+        (f"{sku}.blend", f"sources/{sku}.blend", write_blend(sku, mesh)),
+        (f"OBJ/{sku}.obj", f"obj/{sku}.obj", write_obj(sku, mesh)),
+        (f"OBJ/{sku}.mtl", f"obj/{sku}.mtl", write_mtl(material_id)),
+        (f"FBX/{sku}.fbx", f"fbx/{sku}.fbx", write_fbx(sku, mesh)),
+    ]
+    for name, data in maps.items():
+        placed.append((f"Materials/{material_id}_{name}.png", f"materials/{material_id}_{name}.png", data))
+    for name, data in _draw_source_textures(seed).items():
+        placed.append((f"Materials/Sources/{material_id}_{name}", f"materials/sources/{material_id}_{name}", data))
+    for name, data in _draw_renders(seed).items():
+        placed.append((f"Renders/{sku}_{name}.jpg", f"renders/{sku}_{name}.jpg", data))
+    place = f"{folder}/{sku}"
+    files = {f"{place}/{source}": data for source, _, data in placed}
+    targets = {f"{place}/{source}": f"{sku}/{target}" for source, target, _ in placed}
+    picture = textures.encode(Image.new("RGB", (64, 64), (200, 190, 180)), "JPEG")
+    return Product(sku, material_id, files | {f"{place}/{_REFERENCE_PICTURE}": picture}, targets)
 
 
 def break_model(product: Product) -> Product:
@@ -75,7 +84,7 @@ def break_model(product: Product) -> Product:
     damaged = bytearray(binary)
     struct.pack_into("<H", damaged, view["byteOffset"], vertex_count + 7)
     files = product.files | {product.main_model: glb.pack_glb(document, bytes(damaged))}
-    return Product(product.sku, product.material_id, files, product.left_out, product.main_model)
+    return replace(product, files=files)
 
 
 def _vase_outline(numbers: random.Random) -> glb.Profile:

@@ -12,7 +12,8 @@ from obstore.store import S3Store
 from sqlalchemy import Engine
 
 from ncr_upload.adapters.sql.engine import open_engine
-from ncr_upload.entrypoints.embedded.parts import BUCKET, Site
+from ncr_upload.entrypoints.embedded.endpoints import Bucket, locate_bucket
+from ncr_upload.entrypoints.embedded.parts import Site
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.studio import Listed, RowTaken, add_job
 
@@ -34,42 +35,35 @@ SEED_README_JOBS = (
 )
 
 
-def open_bucket(site: Site) -> S3Store:
-    """The stack's own bucket."""
-    return S3Store(
-        BUCKET,
-        endpoint=site.url("s3"),
-        access_key_id=site.credentials.s3_access_key,
-        secret_access_key=site.credentials.s3_secret_key,
+def put_objects(bucket: Bucket, objects: Mapping[str, bytes]) -> None:
+    """Put every object into the bucket, several at once."""
+    store = S3Store(
+        bucket["bucket"],
+        endpoint=bucket["endpoint"],
+        access_key_id=bucket["access_key"],
+        secret_access_key=bucket["secret_key"],
         region="us-east-1",
         virtual_hosted_style_request=False,
         client_options={"allow_http": True, "timeout": "20s"},
     )
 
-
-def put_objects(site: Site, objects: Mapping[str, bytes]) -> None:
-    """Put every object into the bucket, several at once."""
-
     async def put_all() -> None:
-        bucket, turn = open_bucket(site), asyncio.Semaphore(_PUTS_AT_ONCE)
+        turn = asyncio.Semaphore(_PUTS_AT_ONCE)
 
         async def put(key: str, data: bytes) -> None:
             async with turn:
-                await obstore.put_async(bucket, key, data)
+                await obstore.put_async(store, key, data)
 
         await asyncio.gather(*(put(key, data) for key, data in objects.items()))
 
     asyncio.run(put_all())
 
 
-def place_product(site: Site, engine: Engine, job_id: str, product: Product, campaign: str, row_id: int | None = None) -> int:
+def place_product(
+    bucket: Bucket, engine: Engine, job_id: str, product: Product, *, campaign: str, row_id: int | None = None
+) -> int:
     """The product's files in the bucket, and a job for them that awaits upload; returns its `job_details.id`."""
-    put_objects(site, product.files)
-    return list_product(engine, job_id, product, campaign, row_id)
-
-
-def list_product(engine: Engine, job_id: str, product: Product, campaign: str, row_id: int | None = None) -> int:
-    """A job that awaits upload, for a product whose files are in the bucket."""
+    put_objects(bucket, product.files)
     now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
     return add_job(engine, job_id, product.sku, [Listed(key, now) for key in product.files], campaign=campaign, row_id=row_id)
 
@@ -80,12 +74,12 @@ def arm_seed_readme_jobs(site: Site) -> list[str]:
     A row 123 that belongs to someone else's job (with `--database`) is left alone.
     """
     engine = open_engine(site.database_url, pool_size=1)
-    problems = []
+    bucket, problems = locate_bucket(site), []
     try:
         for number, sample in enumerate(SEED_README_JOBS, start=1):
             product = make_product(f"artists/{sample.job_id}", sample.sku, seed=number)
             try:
-                place_product(site, engine, sample.job_id, product, sample.campaign, sample.row_id)
+                place_product(bucket, engine, sample.job_id, product, campaign=sample.campaign, row_id=sample.row_id)
             except RowTaken as taken:
                 problems.append(str(taken))
     finally:

@@ -35,6 +35,16 @@ class StackRefused(Exception):
     """The stack cannot be started as asked; the message says why and what to do."""
 
 
+class StackRunning(StackRefused):
+    """Another stack runs in the folder."""
+
+    def __init__(self, state_dir: Path, owner: str) -> None:
+        super().__init__(
+            f"a stack is already running in {state_dir} (process {owner}); stop it, or choose another folder with --state-dir"
+        )
+        self.state_dir = state_dir
+
+
 class Stack:
     """The parts in one state folder, which no second stack can use at the same time.
 
@@ -143,9 +153,7 @@ def _take_lock(state_dir: Path) -> TextIOWrapper:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
         lock.close()
-        raise StackRefused(
-            f"a stack is already running in {state_dir} (process {owner}); stop it, or choose another folder with --state-dir"
-        ) from None
+        raise StackRunning(state_dir, owner) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

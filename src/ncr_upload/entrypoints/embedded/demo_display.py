@@ -1,0 +1,136 @@
+"""What the person at the terminal sees of the demo: colours and a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from ncr_upload.entrypoints.embedded.product import Product
+from ncr_upload.entrypoints.embedded.tour import Chapter, Json, OnStatus, Rows
+
+_SHOWN_HASH = 12
+_SHOWN_VALUE = 80
+
+
+class Display:
+    """Says everything on standard output; nothing at all when `quiet`."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._console = Console(file=sys.stdout, highlight=False, quiet=quiet)
+
+    def say(self, line: str) -> None:
+        self._console.print(escape(line), soft_wrap=True)
+
+    def _head(self, line: str) -> None:
+        self._console.print(f"\n[bold]{escape(line)}[/bold]", soft_wrap=True)
+
+    def _good(self, line: str) -> None:
+        self._console.print(f"[green]{escape(line)}[/green]", soft_wrap=True)
+
+    def _bad(self, line: str) -> None:
+        self._console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+
+    def product(self, product: Product) -> None:
+        size = sum(len(data) for data in product.files.values())
+        self._head(
+            f"{product.sku}: {len(product.files)} files, {size:,} bytes, put into object storage and the studio's tables"
+        )
+
+    @contextmanager
+    def progress(self) -> Iterator[OnStatus]:
+        """Takes each status while the job runs."""
+        if not self._console.is_terminal:
+            yield self._tell_steps()
+            return
+        columns = (TextColumn("{task.fields[stage]:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("{task.description}"), console=self._console) as bar:
+            job = bar.add_task("", total=100, stage="queued")
+
+            def show(status: Json) -> None:
+                bar.update(job, completed=status["progress"], stage=status["stage"], description=escape(status["message"]))
+
+            yield show
+
+    def _tell_steps(self) -> OnStatus:
+        told: set[tuple[str, str]] = set()
+
+        def show(status: Json) -> None:
+            step = (status["status"], status["stage"])
+            if step not in told:
+                told.add(step)
+                self.say(f"  {status['progress']:5.1f} %  {status['stage']:<9} {status['message']}")
+
+        return show
+
+    def delivered(self, chapter: Chapter, root: Path) -> None:
+        self._head(f"delivered to {root}, {sum(file.size for file in chapter.files):,} bytes, in {chapter.took_seconds:.1f} s")
+        for file in chapter.files:
+            self.say(f"  {file.sha256[:_SHOWN_HASH]}  {file.size:>9,}  {file.path}")
+        self._head(f"the validator's verdict: {chapter.status['verdict']}")
+        self._head("database rows that changed")
+        self._rows(chapter.rows_before, chapter.rows_after)
+        self._timeline(chapter.timeline)
+
+    def refused(self, chapter: Chapter) -> None:
+        problem = chapter.status["problem"] or {}
+        self._head(f"refused: {chapter.status['status']}, nothing delivered")
+        self.say(f"  {problem.get('message', chapter.status['message'])}")
+        self.say(f"  {problem.get('next_step', '')}")
+        self._head("database rows that changed")
+        self._rows(chapter.rows_before, chapter.rows_after)
+        self._timeline(chapter.timeline)
+
+    def result(self, failures: list[str], took_seconds: float) -> None:
+        self.say("")
+        if failures:
+            for failure in failures:
+                self._bad(f"NOT AS PROMISED: {failure}")
+        else:
+            self._good(
+                f"All as promised in {took_seconds:.1f} s: every delivered byte equals the generated one, "
+                "each row was written once, and nothing of the refused package was delivered."
+            )
+
+    def _rows(self, before: Rows, after: Rows) -> None:
+        for table, rows in after.items():
+            known = {row["id"]: row for row in before[table]}
+            for row in rows:
+                former = known.get(row["id"])
+                if former is None:
+                    self.say(f"  + {table}: {_columns(row)}")
+                elif former != row:
+                    changes = (
+                        f"{name}: {former[name]} → {_short(value)}" for name, value in row.items() if former[name] != value
+                    )
+                    self.say(f"  ~ {table} {row['id']}: {', '.join(changes)}")
+
+    def _timeline(self, events: list[Json]) -> None:
+        self._head("timeline")
+        if not events:
+            return
+        began = _moment(events[0])
+        for event in events:
+            seconds = _moment(event) - began
+            self.say(f"  {seconds:6.2f} s  {event['stage']:<9} {event['kind']:<10} {event['message']}")
+
+
+def _moment(event: Json) -> float:
+    return datetime.fromisoformat(event["at"]).timestamp()
+
+
+def _columns(row: Json) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in row.items() if value is not None)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN_VALUE else f"{text[:_SHOWN_VALUE]}…"
