@@ -1,0 +1,79 @@
+"""Telling the workers about accepted tasks without making the caller wait for Redis."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+from ncr_upload.application.ports import JobQueue, StatusBoard
+from ncr_upload.application.views import view_of
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.jobs import Task
+
+log = logging.getLogger(__name__)
+
+WAITING_RINGS = 1000
+
+
+class Doorbell:
+    """Rings for accepted tasks from a thread of its own, and shows them as pending.
+
+    A ring may be lost: the ledger has the task, and the sweeper rings again within seconds. So when one ring fails, those
+    waiting behind it are dropped too instead of each waiting for a frozen Redis in turn; and when too many wait, new ones
+    are dropped.
+    """
+
+    def __init__(self, job_queue: JobQueue, board: StatusBoard) -> None:
+        self._job_queue = job_queue
+        self._board = board
+        self._waiting: queue.Queue[Task | None] = queue.Queue(WAITING_RINGS)
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def press(self, tasks: Sequence[Task]) -> None:
+        """Ring for `tasks` soon. Returns at once and raises nothing."""
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._ring_waiting, name="doorbell", daemon=True)
+                self._thread.start()
+        for position, task in enumerate(tasks):
+            try:
+                self._waiting.put_nowait(task)
+            except queue.Full:
+                log.warning("doorbell: %d rings dropped, too many wait; the sweeper rings", len(tasks) - position)
+                return
+
+    def close(self, seconds: float) -> None:
+        """Let what waits be rung, for at most `seconds`, then stop."""
+        deadline = time.monotonic() + seconds
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            return
+        try:
+            self._waiting.put(None, timeout=seconds)
+        except queue.Full:
+            return
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _ring_waiting(self) -> None:
+        while (task := self._waiting.get()) is not None:
+            try:
+                self._job_queue.ring(task.task_id)
+                self._board.post(task.task_id, view_of(task), live=True)
+            except Unavailable as error:
+                log.warning("doorbell: %s; %d more rings dropped; the sweeper rings", error.message, self._drop_waiting())
+
+    def _drop_waiting(self) -> int:
+        dropped = 0
+        while True:
+            try:
+                task = self._waiting.get_nowait()
+            except queue.Empty:
+                return dropped
+            if task is None:
+                self._waiting.put_nowait(None)
+                return dropped
+            dropped += 1

@@ -1,0 +1,156 @@
+"""What callers may ask. Every answer comes in time, whatever part is down; the ledger is the truth.
+
+A task is read from the ledger and from Redis side by side. The ledger says what is so; the live view in Redis only adds
+how far the current stage is. When the ledger does not answer, the view in Redis stands alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.ports import Host, Page
+from ncr_upload.application.views import is_whole, iso_time, view_of, with_live
+from ncr_upload.domain.admission import AdmissionLimits, Admit, decide, recommend_concurrency
+from ncr_upload.domain.batches import percentage, roll_up
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.jobs import TERMINAL, Status
+
+T = TypeVar("T")
+
+LIVE_VIEW_SECONDS = 0.4
+"""How long an answer waits for the live details."""
+
+
+async def read_task(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
+    """The view of a task; None only for an id never issued. Raises `Unavailable` when neither part answers."""
+    live = asyncio.create_task(_read_live(ports, task_id))
+    try:
+        task = await ports.lanes.database.run(lambda: ports.ledger.task(task_id))
+    except Unavailable:
+        view = await live
+        if view is None:
+            raise
+        return view
+    if task is None or task.status in TERMINAL:
+        live.cancel()
+        return None if task is None else view_of(task)
+    return with_live(task, await live)
+
+
+async def _read_live(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
+    try:
+        view = await ports.lanes.redis.run(lambda: ports.board.read(task_id), LIVE_VIEW_SECONDS)
+    except Unavailable:
+        return None
+    return view if view is not None and is_whole(view) else None
+
+
+async def read_history(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
+    """Every event of a task, oldest first; None for an id never issued."""
+
+    events = await ports.lanes.database.run(lambda: ports.ledger.history(task_id))
+    if not events:  # acceptance itself is an event
+        return None
+    return {
+        "task_id": task_id,
+        "events": [
+            {
+                "at": iso_time(event.at),
+                "attempt": event.attempt,
+                "stage": event.stage.value,
+                "kind": event.kind,
+                "actor": event.actor,
+                "message": event.message,
+            }
+            for event in events
+        ],
+    }
+
+
+async def read_active(
+    ports: ApiPorts, *, username: str | None, campaign: str | None, status: Status | None, limit: int, cursor: str | None
+) -> dict[str, Any]:
+    """Live tasks, oldest first, one page."""
+
+    def ask() -> Page:
+        return ports.ledger.active(username=username, campaign=campaign, status=status, limit=limit, cursor=cursor)
+
+    page = await ports.lanes.database.run(ask)
+    views = [view_of(task) for task in page.tasks]
+    return {"active_jobs": views, "count": len(views), "total": page.total, "cursor": page.cursor}
+
+
+async def read_batch(
+    ports: ApiPorts, batch_id: str, *, limit: int, cursor: str | None, timeout_seconds: float
+) -> dict[str, Any] | None:
+    """A batch's roll-up and one page of its tasks, in the order they were submitted; None for an id never issued.
+    It is stalled when nothing in it has changed for `timeout_seconds`."""
+    answer = await ports.lanes.database.run(lambda: ports.ledger.batch(batch_id, limit=limit, cursor=cursor))
+    if answer is None:
+        return None
+    batch, page = answer
+    return {
+        "batch_id": batch_id,
+        "status": roll_up(
+            batch.counts, idle_seconds=max(0.0, time.time() - batch.updated_at), timeout_seconds=timeout_seconds
+        ).value,
+        "total_jobs": page.total,
+        "counts": {status.value: batch.counts.get(status, 0) for status in Status},
+        "percentage": percentage(batch.counts),
+        "jobs": [view_of(task) for task in page.tasks],
+        "cursor": page.cursor,
+        "created_at": iso_time(batch.created_at),
+        "timestamp": iso_time(batch.updated_at),
+    }
+
+
+def read_memory(host: Host, limits: AdmissionLimits, *, child_bytes: int, configured_concurrency: int) -> dict[str, Any]:
+    """Memory of this process and of the container or host, and what it allows. `child_bytes`: what one worker child may use."""
+    memory = host.memory()
+    return {
+        "process": {"rss_bytes": host.process_memory()},
+        "system": {
+            "used_bytes": memory.used,
+            "total_bytes": memory.total,
+            "available_bytes": memory.total - memory.used,
+            "used_percent": round(memory.used_percent, 1),
+            "source": memory.source,
+        },
+        "limit_percent": limits.max_memory_percent,
+        "accepting_jobs": isinstance(decide(memory_used_percent=memory.used_percent, limits=limits), Admit),
+        "recommended_concurrency": recommend_concurrency(
+            used_bytes=memory.used,
+            total_bytes=memory.total,
+            max_memory_percent=limits.max_memory_percent,
+            child_bytes=child_bytes,
+            configured=configured_concurrency,
+        ),
+    }
+
+
+async def read_workers(ports: ApiPorts) -> dict[str, Any]:
+    """What the workers say of themselves and how many messages wait. What does not answer in time is left out and said in
+    `problems`."""
+    workers, depth = await asyncio.gather(
+        _answer_or_error(ports.lanes.worker.run(ports.queue.workers)),
+        _answer_or_error(ports.lanes.queue.run(ports.queue.depth)),
+    )
+    told: dict[str, Any] = {} if isinstance(workers, Unavailable) else workers
+    return {
+        "active": told.get("active", {}),
+        "scheduled": told.get("scheduled", {}),
+        "stats": told.get("stats", {}),
+        "queues": {ports.queue_name: None if isinstance(depth, Unavailable) else depth},
+        "problems": [error.message for error in (workers, depth) if isinstance(error, Unavailable)],
+    }
+
+
+async def _answer_or_error(answer: Awaitable[T]) -> T | Unavailable:
+    try:
+        return await answer
+    except Unavailable as error:
+        return error

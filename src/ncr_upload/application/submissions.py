@@ -1,0 +1,93 @@
+"""Accepting jobs: room in memory, one transaction in the ledger, then the doorbell. What is accepted is never lost."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ncr_upload.application.doorbell import Doorbell
+from ncr_upload.application.ports import AlreadyLive, Host, Memory, Submissions
+from ncr_upload.domain.admission import AdmissionLimits, Defer, decide
+from ncr_upload.domain.jobs import NewJob, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """In the ledger. `batch_id` is None for a job on its own; the tasks are in the order of the jobs."""
+
+    tasks: tuple[Task, ...]
+    batch_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyRunning:
+    """Nothing was accepted: these jobs are in flight."""
+
+    live: tuple[AlreadyLive, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Nothing was accepted: too little memory now."""
+
+    memory: Memory
+    defer: Defer
+
+
+Answer = Accepted | AlreadyRunning | Busy
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The jobs at positions `first` and `again` have the same id."""
+
+    job_id: str
+    first: int
+    again: int
+
+
+def find_repeated(jobs: Sequence[NewJob]) -> list[Repeated]:
+    """Every job that is named again, with where it was named first."""
+    first: dict[str, int] = {}
+    repeated = []
+    for position, job in enumerate(jobs):
+        if job.job_id in first:
+            repeated.append(Repeated(job.job_id, first[job.job_id], position))
+        else:
+            first[job.job_id] = position
+    return repeated
+
+
+def submit(job: NewJob, *, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits) -> Answer:
+    """Accept one job. Raises `Unavailable` when the database does not answer: then nothing was confirmed."""
+    return _accept([job], None, 1, ledger, host, doorbell, limits)
+
+
+def submit_batch(
+    jobs: Sequence[NewJob], *, batch_size: int, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits
+) -> Answer:
+    """Accept all the jobs, the first `batch_size` of them ready at once, or none. Raises as `submit`."""
+    return _accept(jobs, str(uuid.uuid4()), batch_size, ledger, host, doorbell, limits)
+
+
+def _accept(
+    jobs: Sequence[NewJob],
+    batch_id: str | None,
+    release: int,
+    ledger: Submissions,
+    host: Host,
+    doorbell: Doorbell,
+    limits: AdmissionLimits,
+) -> Answer:
+    memory = host.memory()
+    decision = decide(memory_used_percent=memory.used_percent, limits=limits)
+    if isinstance(decision, Defer):
+        return Busy(memory, decision)
+    answers = ledger.accept(jobs, batch_id=batch_id, release=release)
+    live = tuple(answer for answer in answers if isinstance(answer, AlreadyLive))
+    if live:
+        return AlreadyRunning(live)
+    tasks = tuple(answer for answer in answers if isinstance(answer, Task))
+    doorbell.press(tasks[:release])
+    return Accepted(tasks, batch_id)

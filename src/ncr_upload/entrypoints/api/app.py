@@ -1,0 +1,73 @@
+"""Puts the API together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.doorbell import Doorbell
+from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.entrypoints.api import job_routes, monitoring_routes
+from ncr_upload.entrypoints.api.access import HEADER, Access
+from ncr_upload.entrypoints.api.context import Context
+from ncr_upload.entrypoints.api.docs import complete_openapi, serve_docs
+from ncr_upload.entrypoints.api.middleware import BodyLimit, RequestLog
+from ncr_upload.entrypoints.api.problems import render_problems
+from ncr_upload.entrypoints.settings import Settings
+
+LAST_RINGS_SECONDS = 2.0
+
+DESCRIPTION = """\
+Delivers 3D product assets: finds a job's files, fetches them, lays them out, has them validated and delivers them over SFTP.
+
+Send a job to `/process-job`, follow it at `/job-status/{task_id}`. Errors are `application/problem+json` with a stable
+`code`. Callers on the same machine need no key unless API_ANONYMOUS says so; others send `X-API-Key`.
+"""
+
+
+def create_app(ports: ApiPorts, settings: Settings) -> FastAPI:
+    """The API on these ports. Nothing is connected until the first request."""
+    doorbell = Doorbell(ports.queue, ports.board)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await anyio.to_thread.run_sync(doorbell.close, LAST_RINGS_SECONDS)
+
+    app = FastAPI(
+        title=monitoring_routes.NAME,
+        version=monitoring_routes.VERSION,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = Context(ports, settings, doorbell, AdmissionLimits(settings.max_memory_usage_percent))
+    app.include_router(job_routes.router)
+    app.include_router(monitoring_routes.router)
+    serve_docs(app)
+    complete_openapi(app)
+    render_problems(app)
+    _add_middleware(app, settings)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Innermost first: a request meets them from the last to the first."""
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Access, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=[HEADER, "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(RequestLog)

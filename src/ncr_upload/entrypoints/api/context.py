@@ -1,0 +1,39 @@
+"""What a route works with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.doorbell import Doorbell
+from ncr_upload.application.views import iso_time
+from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.entrypoints.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of one application; kept in its `state`."""
+
+    ports: ApiPorts
+    settings: Settings
+    doorbell: Doorbell
+    limits: AdmissionLimits
+
+
+async def _context(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+In = Annotated[Context, Depends(_context)]
+
+
+def now() -> str:
+    """The time of an answer."""
+    return iso_time(time.time())

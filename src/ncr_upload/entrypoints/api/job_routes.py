@@ -1,0 +1,216 @@
+"""Jobs and batches: sending them and following them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Query, Request
+
+from ncr_upload.application import queries
+from ncr_upload.application.submissions import Accepted, AlreadyRunning, Answer, Busy, find_repeated, submit, submit_batch
+from ncr_upload.application.views import iso_time
+from ncr_upload.domain.jobs import NewJob, Status
+from ncr_upload.entrypoints.api import models
+from ncr_upload.entrypoints.api.access import documented
+from ncr_upload.entrypoints.api.context import In
+from ncr_upload.entrypoints.api.problems import ProblemFound, document
+
+router = APIRouter(dependencies=[documented])
+
+TaskId = Annotated[str, Path(description="As answered by `/process-job`.", examples=[models.TASK_ID])]
+BatchId = Annotated[str, Path(description="As answered by `/process-batch`.", examples=[models.BATCH_ID])]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Tasks on a page.")]
+Cursor = Annotated[str | None, Query(pattern="^[0-9]{1,18}$", description="The `cursor` of the page before.")]
+
+ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@router.post(
+    "/process-job",
+    status_code=202,
+    response_model=models.Accepted,
+    responses=document("already_running", "body_too_large", "invalid_request", "memory_pressure", "unavailable"),
+    tags=["Jobs"],
+    summary="Send a job",
+)
+async def process_job(body: models.JobRequest, request: Request, api: In) -> dict[str, Any]:
+    """Accept a job for delivery. A 202 means it is in the ledger and will end in exactly one terminal status, whatever
+    dies meanwhile. 409 names the task if this `job_id` is already in flight.
+
+    A 503 means nothing was confirmed: send the request again. Should it have been accepted after all (the database took
+    the job, but its answer was lost), the repeat is answered 409 with the task.
+    """
+    job, ports = body.to_job(), api.ports
+    answer = await ports.lanes.database.run(
+        lambda: submit(job, ledger=ports.ledger, host=ports.host, doorbell=api.doorbell, limits=api.limits)
+    )
+    task = _accepted(answer, api).tasks[0]
+    request.state.task_id = task.task_id
+    return {
+        "job_id": task.job_id,
+        "task_id": task.task_id,
+        "status": task.status,
+        "message": task.message,
+        "timestamp": iso_time(task.created_at),
+    }
+
+
+@router.post(
+    "/process-batch",
+    status_code=202,
+    response_model=models.BatchAccepted,
+    responses=document(
+        "already_running", "body_too_large", "duplicate_jobs", "invalid_request", "memory_pressure", "unavailable"
+    ),
+    tags=["Batches"],
+    summary="Send a batch of jobs",
+)
+async def process_batch(
+    body: Annotated[list[models.JobRequest], Body(min_length=1, max_length=models.MAX_BATCH_JOBS)], request: Request, api: In
+) -> dict[str, Any]:
+    """Accept 1 to 10,000 jobs, all or none. BATCH_SIZE of them are in flight at most; the others wait for their turn.
+    409 names every job that is already in flight; a job named twice is a 422. A 503 is as for `/process-job`."""
+    jobs, ports = [job.to_job() for job in body], api.ports
+    _refuse_repeated(jobs)
+    answer = await ports.lanes.database.run(
+        lambda: submit_batch(
+            jobs,
+            batch_size=api.settings.batch_size,
+            ledger=ports.ledger,
+            host=ports.host,
+            doorbell=api.doorbell,
+            limits=api.limits,
+        )
+    )
+    accepted = _accepted(answer, api)
+    request.state.batch_id = accepted.batch_id
+    count = len(accepted.tasks)
+    return {
+        "batch_id": accepted.batch_id,
+        "total_jobs": count,
+        "jobs": [{"job_id": task.job_id, "task_id": task.task_id} for task in accepted.tasks],
+        "status": Status.PENDING,
+        "message": f"accepted {count} job{'' if count == 1 else 's'}",
+        "timestamp": iso_time(accepted.tasks[0].created_at),
+    }
+
+
+@router.get(
+    "/job-status/{task_id}",
+    response_model=models.TaskView,
+    responses=document("task_unknown", "unavailable"),
+    tags=["Jobs"],
+    summary="Status of a task",
+)
+async def job_status(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
+    """Where a task is, with live progress. Answers for every job ever accepted; 404 only for an id never issued."""
+    view = await queries.read_task(api.ports, task_id) if _is_issued(task_id, request, "task_id") else None
+    if view is None:
+        raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+    return view
+
+
+@router.get(
+    "/jobs/active",
+    response_model=models.ActiveJobs,
+    responses=document("invalid_request", "unavailable"),
+    tags=["Jobs"],
+    summary="Tasks that have not ended",
+)
+async def active_jobs(
+    api: In,
+    username: Annotated[models.Label | None, Query(description="Only this user's.")] = None,
+    campaign: Annotated[models.Label | None, Query(description="Only this campaign's.")] = None,
+    status: Annotated[Status | None, Query(description="Only those in this status.")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> dict[str, Any]:
+    """Tasks that wait or run, oldest first, a page at a time."""
+    return await queries.read_active(api.ports, username=username, campaign=campaign, status=status, limit=limit, cursor=cursor)
+
+
+@router.get(
+    "/jobs/{task_id}/history",
+    response_model=models.History,
+    responses=document("task_unknown", "unavailable"),
+    tags=["Jobs"],
+    summary="Timeline of a task",
+)
+async def job_history(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
+    """Every attempt, stage, cause and actor of a task, oldest first."""
+    history = await queries.read_history(api.ports, task_id) if _is_issued(task_id, request, "task_id") else None
+    if history is None:
+        raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+    return history
+
+
+@router.get(
+    "/batch-status/{batch_id}",
+    response_model=models.BatchView,
+    responses=document("batch_unknown", "invalid_request", "unavailable"),
+    tags=["Batches"],
+    summary="Status of a batch",
+)
+async def batch_status(
+    batch_id: BatchId, request: Request, api: In, limit: Limit = 1000, cursor: Cursor = None
+) -> dict[str, Any]:
+    """How a batch stands, with a page of its tasks in the order they were sent."""
+    known = _is_issued(batch_id, request, "batch_id")
+    timeout_seconds = api.settings.batch_timeout
+    view = None
+    if known:
+        view = await queries.read_batch(api.ports, batch_id, limit=limit, cursor=cursor, timeout_seconds=timeout_seconds)
+    if view is None:
+        raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
+    return view
+
+
+def _is_issued(identity: str, request: Request, name: str) -> bool:
+    """Whether the id has the form of those we issue: the database is not asked about any other."""
+    if ISSUED_ID.fullmatch(identity) is None:
+        return False
+    setattr(request.state, name, identity)
+    return True
+
+
+def _accepted(answer: Answer, api: In) -> Accepted:
+    match answer:
+        case Accepted():
+            return answer
+        case AlreadyRunning(live):
+            raise ProblemFound(
+                "already_running",
+                f"Already in flight: {', '.join(job.job_id for job in live[:10])}{' and more' if len(live) > 10 else ''}.",
+                task_id=live[0].task_id,
+                running=[{"job_id": job.job_id, "task_id": job.task_id} for job in live],
+                next_step="Follow these tasks, or send the jobs again once they have ended. Nothing was accepted.",
+            )
+        case Busy(memory, defer):
+            raise ProblemFound(
+                "memory_pressure",
+                defer.reason,
+                retry_after_seconds=defer.retry_after_seconds,
+                memory={
+                    "used_bytes": memory.used,
+                    "total_bytes": memory.total,
+                    "used_percent": round(memory.used_percent, 1),
+                    "limit_percent": api.settings.max_memory_usage_percent,
+                    "source": memory.source,
+                },
+                next_step="Send the request again later; nothing was accepted.",
+            )
+
+
+def _refuse_repeated(jobs: list[NewJob]) -> None:
+    repeated = find_repeated(jobs)
+    if repeated:
+        errors = [
+            {
+                "field": f"[{job.again}].job_id",
+                "message": f"[{job.first}].job_id and [{job.again}].job_id are both '{job.job_id}'.",
+            }
+            for job in repeated[:100]
+        ]
+        more = f" And {len(repeated) - 3} more." if len(repeated) > 3 else ""
+        raise ProblemFound("duplicate_jobs", " ".join(error["message"] for error in errors[:3]) + more, errors=errors)

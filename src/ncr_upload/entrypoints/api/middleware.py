@@ -1,0 +1,83 @@
+"""What every request passes through: the log line, the answer to a crash, the limit on the body."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ncr_upload.entrypoints.api.problems import internal_problem, too_large_problem
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+QUIET_PATHS = frozenset({"/livez", "/readyz"})
+
+log = structlog.stdlib.get_logger("ncr.api")
+
+
+class RequestLog:
+    """One log line per request (never its query or headers), and the only place that answers what nobody expected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            reference = uuid.uuid4().hex[:12]
+            log.exception("unexpected error", reference=reference, method=scope["method"], path=scope["path"])
+            if status:
+                raise  # half an answer is out: the server must cut the connection
+            await internal_problem(reference)(scope, receive, watch)
+        finally:
+            self._write_line(scope, status, 1000 * (time.perf_counter() - began))
+
+    def _write_line(self, scope: Scope, status: int, duration_ms: float) -> None:
+        facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration_ms": round(duration_ms, 1)}
+        facts |= {name: scope["state"][name] for name in ("task_id", "batch_id") if name in scope.get("state", {})}
+        write = log.debug if scope["path"] in QUIET_PATHS else log.info
+        write("request", **facts)
+
+
+class BodyLimit:
+    """Refuses a body over `limit_bytes`: by its Content-Length before anything is read, else as soon as it is passed."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._limit_bytes:
+            await too_large_problem(self._limit_bytes)(scope, receive, send)
+            return
+        received = 0
+
+        async def count() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit_bytes:
+                raise HTTPException(413, f"The body is larger than {self._limit_bytes} bytes.", {"Connection": "close"})
+            return message
+
+        await self._app(scope, count, send)

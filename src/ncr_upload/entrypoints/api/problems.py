@@ -1,0 +1,231 @@
+"""The one table from what went wrong to HTTP: `application/problem+json` (RFC 9457) with a stable `code`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ncr_upload.domain.errors import DeliveryError, Unavailable
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:ncr-upload:problem:"
+ERRORS_SHOWN = 100
+TEXT_SHOWN = 300
+RETRY_AFTER_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem: its stable code, HTTP status and title, and an example for the documentation."""
+
+    code: str
+    status: int
+    title: str
+    detail: str
+    example: dict[str, Any]
+
+
+_KINDS = (
+    Kind(
+        "unauthorized",
+        401,
+        "Not allowed",
+        "This request needs the API key.",
+        {"next_step": "Send the header X-API-Key with the value of API_KEY."},
+    ),
+    Kind("not_found", 404, "No such address", "There is nothing at /nowhere.", {}),
+    Kind("task_unknown", 404, "No such task", "No task with this id was ever issued.", {}),
+    Kind("batch_unknown", 404, "No such batch", "No batch with this id was ever issued.", {}),
+    Kind("method_not_allowed", 405, "Method not allowed", "GET is not answered here.", {}),
+    Kind(
+        "already_running",
+        409,
+        "Already in flight",
+        "Job job-1 is already in flight.",
+        {
+            "task_id": "0b9f4b1e-8c1d-4c52-9c53-0f1b9f1e8a11",
+            "running": [{"job_id": "job-1", "task_id": "0b9f4b1e-8c1d-4c52-9c53-0f1b9f1e8a11"}],
+            "next_step": "Follow that task, or send the job again once it has ended.",
+        },
+    ),
+    Kind("body_too_large", 413, "Request too large", "The body is larger than 4194304 bytes.", {}),
+    Kind(
+        "invalid_request",
+        422,
+        "Bad input",
+        "username: Field required",
+        {"errors": [{"field": "username", "message": "Field required"}]},
+    ),
+    Kind(
+        "duplicate_jobs",
+        422,
+        "A job is named twice",
+        "[0].job_id and [2].job_id are both 'job-1'.",
+        {"errors": [{"field": "[2].job_id", "message": "[0].job_id and [2].job_id are both 'job-1'."}]},
+    ),
+    Kind(
+        "internal_error",
+        500,
+        "Unexpected error",
+        "Something unexpected happened here; it is in the log under this reference.",
+        {"reference": "3f0c9a52d7e1", "next_step": "Tell the operator the reference."},
+    ),
+    Kind(
+        "memory_pressure",
+        503,
+        "Too little memory now",
+        "Memory is at 91.3 %, the limit is 80 %.",
+        {
+            "retry_after_seconds": 30,
+            "memory": {"used_bytes": 1960574976, "total_bytes": 2147483648, "used_percent": 91.3, "limit_percent": 80.0},
+            "next_step": "Send the request again later; nothing was accepted.",
+        },
+    ),
+    Kind(
+        "unavailable",
+        503,
+        "A part does not answer",
+        "the database did not answer within 2.5 s",
+        {"retry_after_seconds": 5, "next_step": "Check that the database runs; send the request again."},
+    ),
+)
+KINDS = {kind.code: kind for kind in _KINDS}
+"""Every kind, by code. An `Unavailable` keeps its own code (``database_unavailable``) and takes the rest from `unavailable`."""
+
+
+class ProblemFound(Exception):
+    """Raised by a route to answer with a problem."""
+
+    def __init__(self, code: str, detail: str, *, headers: dict[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.headers = headers
+        self.extra = extra
+
+
+def problem(
+    code: str, detail: str, *, kind: str | None = None, headers: dict[str, str] | None = None, **extra: Any
+) -> JSONResponse:
+    """The answer for a problem of `kind` (default: the kind named as its code). `extra` are further members;
+    `retry_after_seconds` among them is sent as the header Retry-After too."""
+    known = KINDS[kind or code]
+    headers = dict(headers or {})
+    if "retry_after_seconds" in extra:
+        headers["Retry-After"] = str(extra["retry_after_seconds"])
+    body = {"type": TYPE_PREFIX + code, "title": known.title, "status": known.status, "code": code, "detail": detail, **extra}
+    return JSONResponse(body, known.status, headers, MEDIA_TYPE)
+
+
+def unavailable_problem(error: Unavailable) -> JSONResponse:
+    """503 with the reason, the next step and when to come again."""
+    seconds = RETRY_AFTER_SECONDS if error.retry_after_seconds is None else max(1, math.ceil(error.retry_after_seconds))
+    return problem(error.code, error.message, kind="unavailable", next_step=error.next_step, retry_after_seconds=seconds)
+
+
+def internal_problem(reference: str) -> JSONResponse:
+    """500: says where to look, nothing of what happened."""
+    kind = KINDS["internal_error"]
+    return problem(kind.code, kind.detail, reference=reference, next_step=kind.example["next_step"])
+
+
+def render_problems(app: FastAPI) -> None:
+    """Answer every error that has a place in the table by it. The rest is `internal_error`, see `middleware.RequestLog`."""
+
+    async def found(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ProblemFound)
+        return problem(error.code, error.detail, headers=error.headers, **error.extra)
+
+    async def delivery(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, Unavailable):
+            return unavailable_problem(error)
+        assert isinstance(error, DeliveryError)
+        return problem(error.code, error.message, kind="invalid_request", next_step=error.next_step)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _invalid_problem(error.errors())
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _http_problem(request, error)
+
+    app.add_exception_handler(ProblemFound, found)
+    app.add_exception_handler(DeliveryError, delivery)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _http_problem(request: Request, error: HTTPException) -> JSONResponse:
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 404:
+            return problem("not_found", f"There is nothing at {_shown(request.url.path)}.", headers=headers)
+        case 405:
+            allowed = headers.get("Allow", "")
+            return problem(
+                "method_not_allowed", f"{_shown(request.method)} is not answered here; {allowed} is.", headers=headers
+            )
+        case 413:
+            return problem("body_too_large", error.detail, headers=headers, next_step="Split the batch.")
+        case _:  # the framework's only other one: 400, a body it cannot parse
+            return problem("invalid_request", "The body cannot be read as JSON.", headers=headers, errors=[])
+
+
+def too_large_problem(limit_bytes: int) -> JSONResponse:
+    """413; the connection ends too, since the rest of the body is not read."""
+    detail = f"The body is larger than {limit_bytes} bytes."
+    return problem("body_too_large", detail, headers={"Connection": "close"}, next_step="Split the batch.")
+
+
+def _invalid_problem(errors: Sequence[Any]) -> JSONResponse:
+    shown = [{"field": _field(error), "message": _shown(_words(error))} for error in errors[:ERRORS_SHOWN]]
+    first = "; ".join(f"{error['field']}: {error['message']}" for error in shown[:3])
+    more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+    return problem("invalid_request", first + more, errors=shown)
+
+
+def _words(error: Any) -> str:
+    if error["type"] == "json_invalid":
+        return f"not JSON at character {error['loc'][-1]}: {error['ctx']['error']}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _field(error: Any) -> str:
+    """``username``, ``[2].job_id``, ``limit``; ``body`` for the body as a whole."""
+    where, *path = error["loc"]
+    if error["type"] == "json_invalid" or not path:
+        return str(where)
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return _shown(name.removeprefix("."))
+
+
+def _shown(text: str) -> str:
+    """Text of the caller's as it may be sent back: printable (JSON cannot carry half a surrogate pair), not long."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:TEXT_SHOWN])
+
+
+def document(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these kinds of problem, with an example of each."""
+    answers: dict[int | str, dict[str, Any]] = {}
+    for code in (*codes, "unauthorized", "internal_error"):
+        kind = KINDS[code]
+        answer = answers.setdefault(kind.status, {"description": kind.title, "content": {MEDIA_TYPE: {"examples": {}}}})
+        body = {
+            "type": TYPE_PREFIX + code,
+            "title": kind.title,
+            "status": kind.status,
+            "code": code,
+            "detail": kind.detail,
+            **kind.example,
+        }
+        answer["content"][MEDIA_TYPE]["examples"][code] = {"value": body}
+        answer["content"][MEDIA_TYPE]["schema"] = {"$ref": "#/components/schemas/Problem"}
+    return dict(sorted(answers.items(), key=lambda item: int(item[0])))

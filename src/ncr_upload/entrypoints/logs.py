@@ -1,0 +1,108 @@
+"""Logs: one line per event, JSON or text, the same for our own code and for uvicorn's and Celery's."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import structlog
+from pydantic import SecretStr
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ncr_upload.entrypoints.settings import Settings
+
+HIDDEN = "***"
+SHORTEST_SECRET = 4
+"""Shorter ones are not searched for: hiding every 'a' would tell more than it hides."""
+
+ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "celery", "celery.task", "celery.worker", "celery.beat", "py.warnings")
+LOUD = {"uvicorn.access": logging.WARNING, "httpx": logging.WARNING, "httpcore": logging.WARNING, "asyncssh": logging.WARNING}
+"""`uvicorn.access`: the API writes its own line per request, without the query."""
+
+
+def set_up_logs(settings: Settings) -> None:
+    """Send every log of this process to stderr in one form. May be called again (after a fork, in tests).
+
+    Give uvicorn `log_config=None`, and Celery `worker_hijack_root_logger=False`, or they put their own in its place.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared[:-1],
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(settings),
+                _Hider(secrets_of(settings)),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    logging.captureWarnings(True)
+    for name in ROUTED:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name, level in LOUD.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def secrets_of(settings: Settings) -> frozenset[str]:
+    """Every secret of the settings that may turn up in a text, also as a URL writes it."""
+    found: set[str] = set()
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            found.update(_forms(name, value.get_secret_value()))
+    return frozenset(secret for secret in found if len(secret) >= SHORTEST_SECRET)
+
+
+def _forms(name: str, secret: str) -> Iterable[str]:
+    if name == "database_url":
+        # The URL itself is no secret, its password is; it is written there percent-encoded.
+        secret = urlsplit(secret).password or ""
+        return {secret}
+    if name == "flower_basic_auth":
+        secret = secret.partition(":")[2]
+    return {secret, quote(secret, safe="")}
+
+
+def _renderers(settings: Settings) -> list[Processor]:
+    if settings.log_format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+class _Hider:
+    """The last processor: takes the secrets out of the finished line."""
+
+    def __init__(self, secrets: frozenset[str]) -> None:
+        self._secrets = sorted(secrets, key=len, reverse=True)
+
+    def __call__(self, _logger: WrappedLogger, _name: str, line: str | EventDict | Any) -> str:
+        text = str(line)
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
