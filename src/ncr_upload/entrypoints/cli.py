@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,13 @@ EXIT_USAGE = 2
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; `arguments` instead of the process's own."""
-    cli(arguments, prog_name="ncr")
+    from ncr_upload.entrypoints.settings import SettingsInvalid
+
+    try:
+        cli(arguments, prog_name="ncr")
+    except SettingsInvalid as invalid:
+        typer.echo(f"ncr: {invalid}", err=True)
+        sys.exit(EXIT_USAGE)
 
 
 @cli.callback(invoke_without_command=True)

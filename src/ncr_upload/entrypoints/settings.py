@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -27,7 +27,7 @@ class Anonymous(StrEnum):
 class Settings(BaseSettings):
     """Settings by the names of their environment variables, in lower case."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
 
     # API
     api_host: str = "0.0.0.0"  # noqa: S104 - reachable from outside by design; see api_anonymous
@@ -97,7 +97,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, le=50)
     retry_base_seconds: float = Field(5, gt=0)
     retry_max_seconds: float = Field(300, gt=0)
-    park_hours: float = Field(24, gt=0, description="How long a job waits for a parked destination or for room before it fails.")
+    park_hours: float = Field(
+        24, gt=0, description="How long a job waits for a parked destination or for room before it fails."
+    )
     lease_seconds: float = Field(20, gt=0)
     lease_renew_seconds: float = Field(5, gt=0)
     sweep_seconds: float = Field(3, gt=0)
@@ -132,7 +134,10 @@ class Settings(BaseSettings):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        ZoneInfo(value)
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"no time zone is called '{value}'; use a name such as America/New_York") from error
         return value
 
     def resolved_database_url(self) -> str:
@@ -152,7 +157,15 @@ class Settings(BaseSettings):
         return f"{'rediss' if self.redis_tls else 'redis'}://{password}{self.redis_host}:{self.redis_port}/{self.redis_db}"
 
 
+class SettingsInvalid(Exception):
+    """Settings that cannot be used; the message names each, and never shows a value that may be secret."""
+
+
 @lru_cache(maxsize=1)
 def load_settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once. Raises `SettingsInvalid`."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" for item in error.errors()]
+        raise SettingsInvalid(f"invalid settings: {'; '.join(lines)}. See env_sample.") from error

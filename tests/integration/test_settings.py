@@ -1,0 +1,63 @@
+"""Settings: documented, without a secret in their defaults, and read as the seed README says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from ncr_upload.entrypoints.settings import Settings
+
+SAMPLE = Path(__file__).parents[2] / "env_sample"
+LINE = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_env_sample_lists_every_setting_and_no_other() -> None:
+    listed = [name for name, _ in LINE.findall(SAMPLE.read_text())]
+    assert sorted(listed) == sorted(name.upper() for name in Settings.model_fields)
+
+
+def test_env_sample_shows_the_defaults() -> None:
+    from_sample = Settings(_env_file=SAMPLE)
+    assert from_sample == Settings()
+
+
+def test_no_secret_has_a_default() -> None:
+    secrets = [
+        name
+        for name, field in Settings.model_fields.items()
+        if SecretStr in (field.annotation, *get_args(field.annotation))
+    ]
+    assert {"api_key", "wasabi_secret_key", "sftp_password", "db_password", "validator_api_key"} <= set(secrets)
+    assert all(Settings.model_fields[name].default is None for name in secrets)
+
+
+def test_secrets_do_not_show_in_the_settings_text() -> None:
+    settings = Settings(sftp_password=SecretStr("hunter2"), database_url=SecretStr("mysql+pymysql://u:hunter2@h/d"))
+    assert "hunter2" not in f"{settings!r} {settings}"
+
+
+def test_the_memory_limit_may_be_fractional() -> None:
+    assert Settings(max_memory_usage_percent=0.5).max_memory_usage_percent == 0.5
+
+
+def test_the_database_url_is_made_from_its_parts_with_the_password_escaped() -> None:
+    settings = Settings(
+        db_type="postgresql", db_host="db", db_name="studio", db_user="ann@x", db_password=SecretStr("p@ss/word")
+    )
+    assert settings.resolved_database_url() == "postgresql+psycopg://ann%40x:p%40ss%2Fword@db:5432/studio"
+
+
+def test_an_unknown_time_zone_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="timezone"):
+        Settings(timezone="Mars/Olympus")
