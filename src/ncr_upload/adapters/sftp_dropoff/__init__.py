@@ -1,0 +1,6 @@
+"""Delivery over SFTP, on asyncssh: `login` connects, `remote` asks with time-outs, `dropoff` stages and publishes."""
+
+from ncr_upload.adapters.sftp_dropoff.dropoff import SftpDropoff
+from ncr_upload.adapters.sftp_dropoff.login import SftpLogin
+
+__all__ = ["SftpDropoff", "SftpLogin"]

@@ -1,0 +1,356 @@
+"""Staging a package beside the deliveries and publishing it by one rename.
+
+    {base}/.ncr-staging/{task_id}-{fence}/package/{sku}/…    becomes {base}/{job_id}
+                                          previous/{job_id}  the delivery it replaces, once renamed aside
+                                          parts/             files while they arrive
+                                          manifest.json      target → SHA-256 of what was staged as `package`
+
+The folder's name is the fence. A newer attempt renames the folder to its own name, and from then on no path that the
+older attempt holds exists. A folder is made complete under `….new` and removed as `….gone`, each by a rename, so that
+one that has its plain name always has its three subfolders, but for `package` once that is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import posixpath
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import BinaryIO
+
+import asyncssh
+
+from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
+from ncr_upload.adapters.sftp_dropoff.remote import Failed, Missing, Remote, at_most, disk_full
+from ncr_upload.application.ports import LocalFile, OnBytes
+from ncr_upload.domain.errors import DestinationParked, LeaseLost, Rejected, Unavailable
+
+STAGING = ".ncr-staging"
+MAX_BLOCK_BYTES = 256 * 1024
+BLOCKS_IN_FLIGHT = 8
+FILES_PER_CHANNEL = 2
+ROOM_FOR_MORE_BYTES = 1024 * 1024
+_FOLDER = re.compile(r"(?P<task>.+)-(?P<fence>\d+)(?P<state>\.new|\.gone)?")
+
+
+class SftpDropoff:
+    """`channels` files or more are uploaded at once over one connection; `timeout_seconds` bounds each wait for an answer."""
+
+    def __init__(self, login: SftpLogin, base_dir: str = "/", channels: int = 4, timeout_seconds: float = 30) -> None:
+        self._login = login
+        self._base = posixpath.normpath(base_dir) if base_dir else "."
+        self._channels = channels
+        self._timeout_seconds = timeout_seconds
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[SftpSession]:
+        async with connected(self._login, self._timeout_seconds) as connection:
+            first = await _open_channel(connection, self._login.address, self._timeout_seconds)
+            yield SftpSession(connection, first, self._base, self._channels)
+
+
+class SftpSession:
+    """A logged-in connection. Nothing outside STAGING is ever removed."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, first: Remote, base: str, channels: int) -> None:
+        self._connection = connection
+        self._remote = first
+        self._base = base
+        self._channels = channels
+
+    # --- ownership ----------------------------------------------------------------------------------------------
+
+    async def adopt(self, task_id: str, fence: int) -> None:
+        """Raises `LeaseLost` when a newer fence has been here."""
+        await self._remote.make_folder(posixpath.join(self._base, STAGING))
+        # The second look is for an attempt that came in between: whichever of two made its folder last sees the other's.
+        for _ in range(2):
+            fences = await self._fences(task_id)
+            if any(other > fence for other in fences):
+                raise LeaseLost(task_id, fence)
+            if fence not in fences:
+                await self._take(task_id, fence, max(fences, default=None))
+                continue
+            for older in fences:
+                if older < fence:
+                    await self._remove(_name(task_id, older))
+
+    async def is_published(self, task_id: str, fence: int) -> bool:
+        own = self._path(_name(task_id, fence))
+        return "package" not in await self._remote.entries(own)
+
+    async def discard(self, task_id: str) -> None:
+        """A delivery that was renamed aside for a package that never followed is put back first."""
+        for name in await self._staged():
+            if (found := _FOLDER.fullmatch(name)) and found["task"] == task_id:
+                await self._remove(name)
+
+    async def _take(self, task_id: str, fence: int, older: int | None) -> None:
+        own = self._path(_name(task_id, fence))
+        if older is not None:
+            await self._remote.rename(self._path(_name(task_id, older)), own)
+            return
+        new = own + ".new"
+        await self._remote.remove_tree(new)
+        for folder in ("package", "previous", "parts"):
+            await self._remote.make_folder(posixpath.join(new, folder))
+        await self._remote.rename(new, own)
+
+    async def _remove(self, name: str) -> None:
+        """Take a staging folder away from whoever uses it, put back what it had set aside, and remove it."""
+        gone = name.removesuffix(".gone") + ".gone"
+        await self._clear(self._path(gone))
+        if gone != name:
+            try:
+                await self._remote.rename(self._path(name), self._path(gone))
+            except Missing:
+                return
+            await self._clear(self._path(gone))
+
+    async def _clear(self, gone: str) -> None:
+        """`package` goes before `previous`: as long as it is there, a repeated call knows that nothing was published."""
+        package = posixpath.join(gone, "package")
+        if await self._remote.exists(package):
+            await self._put_back(gone)
+            await self._remote.remove_tree(package)
+        await self._remote.remove_tree(gone)
+
+    async def _put_back(self, staging: str) -> None:
+        """Rename what `previous` holds to its final name where nothing has taken its place."""
+        previous = posixpath.join(staging, "previous")
+        try:
+            names = await self._remote.entries(previous)
+        except Missing:
+            return
+        for job_id in names:
+            final = posixpath.join(self._base, job_id)
+            if not await self._remote.exists(final):
+                await self._remote.rename(posixpath.join(previous, job_id), final)
+
+    async def _staged(self) -> list[str]:
+        try:
+            return list(await self._remote.entries(posixpath.join(self._base, STAGING)))
+        except Missing:
+            return []
+
+    async def _fences(self, task_id: str) -> list[int]:
+        found = (_FOLDER.fullmatch(name) for name in await self._staged())
+        return [int(each["fence"]) for each in found if each and each["task"] == task_id and not each["state"]]
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._base, STAGING, name)
+
+    # --- publishing ---------------------------------------------------------------------------------------------
+
+    async def publish(self, task_id: str, fence: int, job_id: str) -> None:
+        _check_relative(job_id, one_segment=True)
+        own = self._path(_name(task_id, fence))
+        final, aside = posixpath.join(self._base, job_id), posixpath.join(own, "previous", job_id)
+        if await self.is_published(task_id, fence):
+            return
+        if await self._remote.exists(final):
+            await self._remote.remove_tree(aside)
+            await self._remote.rename(final, aside)
+        try:
+            await self._remote.rename(posixpath.join(own, "package"), final)
+        except (Missing, Failed, DestinationParked):
+            await self._restore_quietly(own)
+            raise
+
+    async def _restore_quietly(self, own: str) -> None:
+        """Put the previous delivery back after a failed publish; whatever hinders it, the publish's failure is the news."""
+        try:
+            await self._put_back(own)
+        except (Unavailable, DestinationParked):
+            return
+
+    # --- staging ------------------------------------------------------------------------------------------------
+
+    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+        for local in files:
+            _check_relative(local.file.target)
+        own = self._path(_name(task_id, fence))
+        package = posixpath.join(own, "package")
+        try:
+            missing = await self._keep_whole(own, files, on_bytes)
+            for folder in _folders(local.file.target for local in files):
+                await self._remote.make_folder(posixpath.join(package, folder))
+            await self._upload(own, missing, on_bytes)
+            await self._verify(package, files)
+        except Failed as failure:
+            free = await self._remote.free_bytes(self._base)
+            if free is not None and free < ROOM_FOR_MORE_BYTES:
+                raise disk_full(failure.message, f"{free} bytes free") from None
+            raise
+
+    async def _keep_whole(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> list[LocalFile]:
+        """Remove from the staged package what does not belong there; the files that are still to be uploaded."""
+        package, parts = posixpath.join(own, "package"), posixpath.join(own, "parts")
+        wanted = {local.file.target: local.file for local in files}
+        tree, leftovers = await self._remote.tree(package), await self._remote.entries(parts)
+        staged = await self._read_manifest(own)
+        whole = {
+            target
+            for target, size in tree.files.items()
+            if target in wanted and wanted[target].size == size and staged.get(target) == wanted[target].sha256
+        }
+        await self._remote.remove_files(posixpath.join(parts, name) for name in leftovers)
+        await self._remote.remove_files(posixpath.join(package, target) for target in tree.files if target not in whole)
+        needed = set(_folders(wanted))
+        await self._remote.remove_folders(posixpath.join(package, path) for path in tree.folders if path not in needed)
+        await self._write_manifest(own, {target: file.sha256 for target, file in wanted.items()}, staged)
+        for target in whole:
+            on_bytes(wanted[target].size)
+        return [local for local in files if local.file.target not in whole]
+
+    async def _upload(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+        """Largest first, so that no channel is left alone with a large one at the end."""
+        remotes = await self._open_channels(len(files))
+        ordered = sorted(enumerate(files), key=lambda pair: -pair[1].file.size)
+        free = remotes * FILES_PER_CHANNEL
+
+        async def upload(number: int, local: LocalFile) -> None:
+            remote = free.pop()
+            try:
+                await _upload_file(remote, own, f"{number}", local, on_bytes)
+            finally:
+                free.append(remote)
+
+        await at_most(len(free), (upload(number, local) for number, local in ordered))
+
+    async def _open_channels(self, files: int) -> list[Remote]:
+        """At most as many as there are files; a server that refuses some is used with the rest."""
+        wanted = min(self._channels, files) - 1
+        opened = await asyncio.gather(
+            *(_open_channel(self._connection, self._remote.address, self._remote.timeout_seconds) for _ in range(wanted)),
+            return_exceptions=True,
+        )
+        return [self._remote, *(each for each in opened if isinstance(each, Remote))]
+
+    async def _verify(self, package: str, files: Sequence[LocalFile]) -> None:
+        tree = await self._remote.tree(package)
+        wanted = {local.file.target: local.file.size for local in files}
+        differing = sorted(path for path in wanted.keys() | tree.files.keys() if wanted.get(path) != tree.files.get(path))
+        if differing:
+            raise Unavailable(
+                "staged_differs",
+                f"{self._remote.address}: {differing[0]} (of {len(differing)} such) was staged with "
+                f"{tree.files.get(differing[0])} bytes, not {wanted.get(differing[0])}",
+                "It is uploaded again.",
+            )
+
+    async def _read_manifest(self, own: str) -> dict[str, str]:
+        """Empty where there is none, or one that cannot be read: then nothing staged is kept."""
+        try:
+            text = await self._remote.ask("read the staging manifest", self._read(posixpath.join(own, "manifest.json")))
+            staged = json.loads(text)
+        except (Missing, ValueError):
+            return {}
+        return staged if isinstance(staged, dict) else {}
+
+    async def _write_manifest(self, own: str, wanted: dict[str, str], staged: dict[str, str]) -> None:
+        """Written after what differs from it was removed and before anything new arrives."""
+        if wanted == staged:
+            return
+        path, part = posixpath.join(own, "manifest.json"), posixpath.join(own, "parts", "manifest")
+        await self._remote.remove_files([path])
+        await self._remote.ask("write the staging manifest", self._write(part, json.dumps(wanted).encode()))
+        await self._remote.rename(part, path)
+
+    async def _read(self, path: str) -> bytes:
+        async with self._remote.channel.open(path, "rb") as file:
+            return await file.read()
+
+    async def _write(self, path: str, content: bytes) -> None:
+        async with self._remote.channel.open(path, "wb") as file:
+            await file.write(content)
+
+
+async def _open_channel(connection: asyncssh.SSHClientConnection, address: str, timeout_seconds: float) -> Remote:
+    try:
+        channel = await asyncio.wait_for(connection.start_sftp_client(), timeout_seconds)
+    except (asyncssh.Error, OSError) as error:
+        raise Unavailable(
+            "sftp_unreachable",
+            f"{address} let the login in but offered no SFTP ({type(error).__name__})",
+            "It is tried again; ask the partner whether SFTP is allowed for this login.",
+        ) from None
+    return Remote(channel, address, timeout_seconds)
+
+
+async def _upload_file(remote: Remote, own: str, part_name: str, local: LocalFile, on_bytes: OnBytes) -> None:
+    """Upload under a name of its own in `parts`, and give the file its staged name once its size is right."""
+    part, target = posixpath.join(own, "parts", part_name), local.file.target
+    doing = f"write {target}"
+    file = await remote.ask(doing, _open_part(remote.channel, part))
+    with await asyncio.to_thread(local.path.open, "rb") as source:
+        await _send(remote, source, file, doing, on_bytes)
+    await remote.ask(doing, file.close())  # on a failure the end of the session closes it
+    arrived = await remote.size(part)
+    if arrived != local.file.size:
+        raise Unavailable(
+            "staged_differs",
+            f"{remote.address} holds {arrived} bytes of {target} instead of {local.file.size}",
+            "It is uploaded again.",
+        )
+    await remote.rename(part, posixpath.join(own, "package", target))
+
+
+async def _open_part(channel: asyncssh.SFTPClient, part: str) -> asyncssh.SFTPClientFile:
+    return await channel.open(part, "wb", block_size=0)  # 0: each write is one request, as `_send` cuts them
+
+
+async def _send(remote: Remote, source: BinaryIO, file: asyncssh.SFTPClientFile, doing: str, on_bytes: OnBytes) -> None:
+    """Keep BLOCKS_IN_FLIGHT writes under way. Only a server that acknowledges none of them for the time-out is given up."""
+    block_bytes = min(MAX_BLOCK_BYTES, remote.channel.limits.max_write_len or MAX_BLOCK_BYTES)
+    writes: set[asyncio.Task[int]] = set()
+    offset = 0
+    try:
+        while True:
+            block = await asyncio.to_thread(source.read, block_bytes)
+            if block:
+                writes.add(asyncio.create_task(file.write(block, offset)))
+                offset += len(block)
+            while writes and (not block or len(writes) >= BLOCKS_IN_FLIGHT):
+                done, writes = await asyncio.wait(writes, timeout=remote.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise remote.class_of(TimeoutError(), doing)
+                for write in done:
+                    on_bytes(_result(remote, write, doing))
+            if not block:
+                return
+    finally:
+        for write in writes:
+            write.cancel()
+        await asyncio.gather(*writes, return_exceptions=True)
+
+
+def _result(remote: Remote, write: asyncio.Task[int], doing: str) -> int:
+    try:
+        return write.result()
+    except (asyncssh.Error, OSError) as error:
+        raise remote.class_of(error, doing) from None
+
+
+def _name(task_id: str, fence: int) -> str:
+    return f"{task_id}-{fence}"
+
+
+def _folders(targets: Iterable[str]) -> list[str]:
+    """Every folder the targets are in, from the top down."""
+    folders: set[str] = set()
+    for target in targets:
+        while target := posixpath.dirname(target):
+            folders.add(target)
+    return sorted(folders, key=lambda path: (path.count("/"), path))
+
+
+def _check_relative(path: str, one_segment: bool = False) -> None:
+    """The domain has refused such paths already; this is the last gate before the partner's disk."""
+    segments = path.split("/")
+    if any(segment in ("", ".", "..", STAGING) for segment in segments) or "\0" in path or (one_segment and len(segments) > 1):
+        raise Rejected(
+            "path_refused", f"{path!r} is no place for a delivery", "Correct the job's files or id, then submit again."
+        )

@@ -1,0 +1,184 @@
+"""Asking an SFTP server: every request with a time-out, every failure in our own words."""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import re
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import asyncssh
+from asyncssh import FILEXFER_TYPE_DIRECTORY
+
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+
+MAX_REQUESTS = 32
+FULL = re.compile(r"no space|disk full|disk quota|quota exceeded|not enough space", re.IGNORECASE)
+T = TypeVar("T")
+
+
+class Missing(Unavailable):
+    """A path is not there. Where that is expected it is caught; elsewhere the attempt is repeated."""
+
+
+class Failed(Unavailable):
+    """The server said no without saying why (SFTP version 3 has one code for most things)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What is below a folder, by relative path: files with their size, folders from the top down."""
+
+    files: dict[str, int]
+    folders: list[str]
+
+
+class Remote:
+    """One SFTP channel. Raises `Missing`, `Failed`, `DestinationParked`, or `Unavailable` when the connection is gone."""
+
+    def __init__(self, channel: asyncssh.SFTPClient, address: str, timeout_seconds: float) -> None:
+        self.channel = channel
+        self.address = address
+        self.timeout_seconds = timeout_seconds
+
+    async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await asyncio.wait_for(request, self.timeout_seconds)
+        except (asyncssh.Error, OSError) as error:
+            raise self.class_of(error, doing) from None
+
+    def class_of(self, error: Exception, doing: str) -> DeliveryError:
+        """The one table from a server's answers to our errors."""
+        said = re.sub(r"[^ -~]+", " ", str(error))[:200]
+        what = f"{self.address} failed to {doing}"
+        match error:
+            case asyncssh.SFTPConnectionLost() | asyncssh.SFTPNoConnection():
+                pass
+            case asyncssh.SFTPNoSuchFile() | asyncssh.SFTPNoSuchPath():
+                return Missing("sftp_missing", f"{what}: no such file or folder", "It is tried again.")
+            case asyncssh.SFTPPermissionDenied() | asyncssh.SFTPWriteProtect():
+                return DestinationParked(
+                    "permission_denied", f"{what}: permission denied", "Ask the partner to let the login write there."
+                )
+            case asyncssh.SFTPError() if isinstance(
+                error, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded
+            ) or FULL.search(said):
+                return disk_full(what, said)
+            case asyncssh.SFTPError():
+                return Failed("sftp_failure", f"{what}: {said}", "It is tried again; if it stays so, ask the partner.")
+        cause = f"no answer for {self.timeout_seconds:g} s" if isinstance(error, TimeoutError) else said or type(error).__name__
+        return Unavailable(
+            "sftp_unreachable",
+            f"lost {self.address} while it was to {doing}: {cause}",
+            "It is tried again; see whether the server is up.",
+        )
+
+    async def exists(self, path: str) -> bool:
+        try:
+            await self.size(path)
+        except Missing:
+            return False
+        return True
+
+    async def size(self, path: str) -> int:
+        return (await self.ask(f"look at {path}", self.channel.lstat(path))).size or 0
+
+    async def entries(self, path: str) -> dict[str, asyncssh.SFTPAttrs]:
+        """What is in a folder, by name."""
+        found = await self.ask(f"list {path}", self.channel.readdir(path))
+        names = {str(entry.filename): entry.attrs for entry in found if entry.filename not in (".", "..")}
+        if any("/" in name or "\0" in name for name in names):
+            raise Failed(
+                "sftp_failure", f"{self.address} lists names with '/' in {path}", "Ask the partner to look at their server."
+            )
+        return names
+
+    async def rename(self, old: str, new: str) -> None:
+        """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
+        await self.ask(f"rename {old} to {new}", self.channel.rename(old, new))
+
+    async def make_folder(self, path: str) -> None:
+        """Make it with its parents; it may exist."""
+        if path in ("", "/", ".") or await self.exists(path):
+            return
+        await self.make_folder(posixpath.dirname(path))
+        try:
+            await self.ask(f"make {path}", self.channel.mkdir(path))
+        except Failed:
+            if not await self.exists(path):  # else somebody else made it
+                raise
+
+    async def tree(self, top: str) -> Tree:
+        """Links count as files and are not followed. A missing folder is an empty one."""
+        tree = Tree({}, [])
+        waiting = [""]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                entries = await self.entries(posixpath.join(top, folder) if folder else top)
+            except Missing:
+                continue
+            for name, attrs in entries.items():
+                path = posixpath.join(folder, name)
+                if attrs.type == FILEXFER_TYPE_DIRECTORY:
+                    tree.folders.append(path)
+                    waiting.append(path)
+                else:
+                    tree.files[path] = attrs.size or 0
+        tree.folders.sort(key=lambda path: path.count("/"))
+        return tree
+
+    async def remove_files(self, paths: Iterable[str]) -> None:
+        await at_most(MAX_REQUESTS, (self._remove(path) for path in paths))
+
+    async def remove_folders(self, paths: Iterable[str]) -> None:
+        """Remove empty folders, given from the top down."""
+        for path in reversed(list(paths)):
+            try:
+                await self.ask(f"remove {path}", self.channel.rmdir(path))
+            except Missing:
+                continue
+
+    async def remove_tree(self, top: str) -> None:
+        """Remove a folder and all below it; it may be missing."""
+        tree = await self.tree(top)
+        await self.remove_files(posixpath.join(top, path) for path in tree.files)
+        await self.remove_folders([top, *(posixpath.join(top, path) for path in tree.folders)])
+
+    async def _remove(self, path: str) -> None:
+        try:
+            await self.ask(f"remove {path}", self.channel.remove(path))
+        except Missing:
+            return
+
+    async def free_bytes(self, path: str) -> int | None:
+        """Free bytes where `path` is; None when the server does not say."""
+        try:
+            room = await self.ask(f"tell the free space of {path}", self.channel.statvfs(path))
+        except (Missing, Failed, DestinationParked):
+            return None
+        return (room.bavail or 0) * (room.frsize or 0)
+
+
+def disk_full(what: str, said: str) -> DestinationParked:
+    return DestinationParked(
+        "disk_full", f"{what}: its disk or quota is full ({said})", "Ask the partner to make room; the jobs wait meanwhile."
+    )
+
+
+async def at_most(count: int, jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run the jobs, `count` at a time, each made when its turn comes. The first failure stops the rest and is raised."""
+    waiting = iter(jobs)
+
+    async def work() -> None:
+        for job in waiting:
+            await job
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(work())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
