@@ -33,6 +33,11 @@ class Doorbell:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
+    @property
+    def waiting(self) -> int:
+        """Tasks not yet rung for."""
+        return self._waiting.qsize()
+
     def press(self, tasks: Sequence[Task]) -> None:
         """Ring for `tasks` soon. Returns at once and raises nothing."""
         with self._starting:

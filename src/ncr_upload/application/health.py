@@ -58,6 +58,7 @@ async def _ask(lane: Lane, probe: Probe) -> DeliveryError | None:
 
 
 def _check_worker(ports: ApiPorts) -> None:
+    ports.board.ping()  # workers are asked through Redis, and asking takes long without it
     if not ports.queue.is_worker_alive():
         raise Unavailable(
             "no_worker",

@@ -124,12 +124,9 @@ class DropoffSession(Protocol):
         """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence
         staged, which also takes it away from any worker that still holds the older fence."""
 
-    async def clear(self, task_id: str, fence: int) -> None:
-        """Remove the staged package of this fence (not a previous delivery that was renamed aside): its content is not
-        what is to be delivered."""
-
     async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
-        """Upload every file into the staging folder and verify every size; files already there whole are kept."""
+        """Upload every file into the staging folder and verify every size. Files that an earlier attempt staged whole and
+        with the same hash are kept; whatever else is there goes."""
 
     async def publish(self, task_id: str, fence: int, job_id: str) -> None:
         """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside.
@@ -247,9 +244,6 @@ class Claims(Protocol):
     ) -> None:
         """Write the new status, a history line and `also`, in one transaction. `announce_publish` notes, before the
         renames, that this fence is about to publish."""
-
-    def recorded_files(self, claim: Claim) -> Sequence[PackageFile]:
-        """The package as an earlier attempt recorded it before uploading; empty if none did."""
 
     def finish(
         self,

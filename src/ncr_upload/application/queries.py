@@ -135,9 +135,13 @@ def read_memory(host: Host, limits: AdmissionLimits, *, child_bytes: int, config
 async def read_workers(ports: ApiPorts) -> dict[str, Any]:
     """What the workers say of themselves and how many messages wait. What does not answer in time is left out and said in
     `problems`."""
+
+    def ask_workers() -> dict[str, Any]:
+        ports.board.ping()  # workers are asked through Redis, and asking takes long without it
+        return ports.queue.workers()
+
     workers, depth = await asyncio.gather(
-        _answer_or_error(ports.lanes.worker.run(ports.queue.workers)),
-        _answer_or_error(ports.lanes.queue.run(ports.queue.depth)),
+        _answer_or_error(ports.lanes.worker.run(ask_workers)), _answer_or_error(ports.lanes.queue.run(ports.queue.depth))
     )
     told: dict[str, Any] = {} if isinstance(workers, Unavailable) else workers
     return {

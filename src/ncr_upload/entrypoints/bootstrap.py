@@ -127,8 +127,8 @@ def make_dropoff(settings: Settings) -> SftpDropoff:
         username=settings.sftp_username or "",
         password=_open(settings.sftp_password) or None,
         private_key=settings.sftp_private_key,
-        private_key_passphrase=_open(settings.sftp_private_key_passphrase) or None,
-        use_agent=settings.sftp_agent,
+        passphrase=_open(settings.sftp_private_key_passphrase) or None,
+        agent=settings.sftp_agent,
         host_key=settings.sftp_host_key,
         known_hosts=settings.sftp_known_hosts,
     )

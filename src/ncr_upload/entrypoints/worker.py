@@ -42,7 +42,7 @@ def _sweep_parts(_process: int) -> SweepPorts:
     return bootstrap.make_sweep_ports(settings, app)
 
 
-@signals.setup_logging.connect
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _keep_our_logs(**_: Any) -> None:
     set_up_logs(settings)
 

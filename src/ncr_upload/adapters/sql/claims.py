@@ -73,13 +73,6 @@ class SqlClaims:
             if connection.execute(wish).scalar_one():
                 raise CancelRequested(claim.task.task_id)
 
-    def recorded_files(self, claim: Claim) -> tuple[PackageFile, ...]:
-        """The package as an earlier attempt recorded it before uploading; empty if none did."""
-        query = select(files).where(files.c.task_id == claim.task.task_id).order_by(files.c.id)
-        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
-            rows = connection.execute(query).mappings().all()
-        return tuple(PackageFile(r["object_key"], r["target"], r["size"], r["sha256"], r["crc32"], r["etag"]) for r in rows)
-
     def advance(
         self,
         claim: Claim,
