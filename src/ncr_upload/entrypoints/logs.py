@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import structlog
 from pydantic import SecretStr
@@ -79,14 +79,13 @@ def secrets_of(settings: Settings) -> frozenset[str]:
     return frozenset(secret for secret in found if len(secret) >= SHORTEST_SECRET)
 
 
-def _forms(name: str, secret: str) -> Iterable[str]:
-    if name == "database_url":
-        # The URL itself is no secret, its password is; it is written there percent-encoded.
-        secret = urlsplit(secret).password or ""
-        return {secret}
+def _forms(name: str, secret: str) -> set[str]:
+    """The secret as it is, as a URL writes it and as JSON does."""
+    if name == "database_url":  # the URL itself is no secret, its password is
+        secret = unquote(urlsplit(secret).password or "")
     if name == "flower_basic_auth":
         secret = secret.partition(":")[2]
-    return {secret, quote(secret, safe="")}
+    return {secret, quote(secret, safe=""), json.dumps(secret, ensure_ascii=False)[1:-1]}
 
 
 def _renderers(settings: Settings) -> list[Processor]:

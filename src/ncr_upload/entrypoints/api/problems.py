@@ -19,6 +19,7 @@ TYPE_PREFIX = "urn:ncr-upload:problem:"
 ERRORS_SHOWN = 100
 TEXT_SHOWN = 300
 RETRY_AFTER_SECONDS = 5
+NOT_THE_JSON_ASKED_FOR = frozenset({"model_attributes_type", "list_type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,8 @@ def _invalid_problem(errors: Sequence[Any]) -> JSONResponse:
 def _words(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"not JSON at character {error['loc'][-1]}: {error['ctx']['error']}"
+    if len(error["loc"]) == 1 and error["type"] in NOT_THE_JSON_ASKED_FOR:
+        return f"{error['msg']}; sent with Content-Type: application/json"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

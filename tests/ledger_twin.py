@@ -1,0 +1,374 @@
+"""In-memory twins of the ledger, the status board and the job queue, for fast tests.
+
+`tests/contract` holds the ledger's twin to the same promises as the one on SQL. The clock is this process's.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ncr_upload.application.ports import AlreadyLive, BatchCounts, Memory, Page, Recording
+from ncr_upload.domain.batches import BatchLoad, release_next
+from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
+from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
+from ncr_upload.domain.packages import PackageFile
+
+
+@dataclass
+class _Row:
+    task: Task
+    claimable_at: float | None
+    fence: int = 0
+    publish_fence: int | None = None
+    worker: str | None = None
+    cancel_requested: bool = False
+    files: tuple[PackageFile, ...] = ()
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def is_live(self) -> bool:
+        return self.task.status in LIVE
+
+
+class MemoryLedger:
+    """`Submissions`, `Claims` and `Recovery` in a dictionary."""
+
+    def __init__(self, *, max_attempts: int = 3, clock: Callable[[], float] = time.time) -> None:
+        self._max_attempts = max_attempts
+        self._clock = clock
+        self._rows: dict[str, _Row] = {}
+        self._batches: dict[str, float] = {}
+        self._lock = threading.RLock()
+
+    # --- Submissions
+
+    def accept(self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int) -> list[Task] | list[AlreadyLive]:
+        with self._lock:
+            running = {row.task.job_id: row.task.task_id for row in self._rows.values() if row.is_live}
+            live = [AlreadyLive(job.job_id, running[job.job_id]) for job in jobs if job.job_id in running]
+            if live:
+                return live
+            now = self._clock()
+            if batch_id is not None:
+                self._batches[batch_id] = now
+            return [self._insert(job, batch_id, now, released=index < release) for index, job in enumerate(jobs)]
+
+    def _insert(self, job: NewJob, batch_id: str | None, now: float, *, released: bool) -> Task:
+        task = Task(
+            task_id=str(uuid.uuid4()),
+            job_id=job.job_id,
+            username=job.username,
+            campaign=job.campaign,
+            row_id=job.row_id,
+            batch_id=batch_id,
+            status=Status.PENDING,
+            stage=Stage.QUEUED,
+            progress=0.0,
+            message="accepted" if released else "accepted; waits for its turn in the batch",
+            attempt=0,
+            max_attempts=self._max_attempts,
+            created_at=now,
+            updated_at=now,
+            due_at=now if released else None,
+        )
+        row = self._rows[task.task_id] = _Row(task, now if released else None)
+        self._note(row, "accepted", f"user {job.username}", task.message)
+        return task
+
+    def task(self, task_id: str) -> Task | None:
+        row = self._rows.get(task_id)
+        return row.task if row is not None else None
+
+    def history(self, task_id: str) -> list[Event]:
+        row = self._rows.get(task_id)
+        return list(row.events) if row is not None else []
+
+    def active(
+        self, *, username: str | None, campaign: str | None, status: Status | None, limit: int, cursor: str | None
+    ) -> Page:
+        def wanted(task: Task) -> bool:
+            return all(
+                value in (None, found)
+                for value, found in ((username, task.username), (campaign, task.campaign), (status, task.status))
+            )
+
+        with self._lock:
+            return self._page(lambda row: row.is_live and wanted(row.task), limit, cursor)
+
+    def batch(self, batch_id: str, *, limit: int, cursor: str | None) -> tuple[BatchCounts, Page] | None:
+        with self._lock:
+            if batch_id not in self._batches:
+                return None
+            tasks = [row.task for row in self._rows.values() if row.task.batch_id == batch_id]
+            counts = dict(Counter(task.status for task in tasks))
+            updated_at = max(task.updated_at for task in tasks)
+            page = self._page(lambda row: row.task.batch_id == batch_id, limit, cursor)
+            return BatchCounts(batch_id, self._batches[batch_id], updated_at, counts), page
+
+    def _page(self, wanted: Callable[[_Row], bool], limit: int, cursor: str | None) -> Page:
+        found = [(position, row.task) for position, row in enumerate(self._rows.values(), 1) if wanted(row)]
+        after = [(position, task) for position, task in found if position > int(cursor or 0)]
+        shown = after[:limit]
+        more = len(after) > limit
+        return Page(tuple(task for _, task in shown), len(found), str(shown[-1][0]) if more else None)
+
+    # --- Claims
+
+    def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
+        with self._lock:
+            row = self._rows.get(task_id)
+            if row is None or not self._is_due(row) or row.task.attempt >= row.task.max_attempts:
+                return None
+            now = self._clock()
+            row.fence += 1
+            row.worker = worker
+            row.claimable_at = now + lease_seconds
+            self._change(
+                row,
+                status=Status.PROCESSING,
+                stage=Stage.LOOKUP,
+                message="a worker has taken the job",
+                attempt=row.task.attempt + 1,
+                started_at=row.task.started_at or now,
+                due_at=None,
+                problem=None,
+            )
+            self._note(row, "claimed", worker, f"attempt {row.task.attempt} of {row.task.max_attempts} begins")
+            return Claim(row.task, row.fence, worker, lease_seconds, row.publish_fence)
+
+    def renew(self, claim: Claim) -> None:
+        with self._lock:
+            row = self._owned(claim)
+            row.claimable_at = self._clock() + claim.lease_seconds
+            if row.cancel_requested:
+                raise CancelRequested(claim.task.task_id)
+
+    def advance(
+        self,
+        claim: Claim,
+        *,
+        status: Status,
+        stage: Stage,
+        message: str,
+        also: Recording | None = None,
+        sku: str | None = None,
+        verdict: str | None = None,
+        files: Sequence[PackageFile] | None = None,
+        announce_publish: bool = False,
+    ) -> None:
+        with self._lock:
+            row = self._movable(claim, status)
+            if also is not None:
+                also(None)
+            facts: dict[str, Any] = {"sku": sku, "verdict": verdict}
+            if files is not None:
+                row.files = tuple(files)
+                facts |= {"files": len(files), "bytes": sum(file.size for file in files)}
+            if announce_publish:
+                row.publish_fence = claim.fence
+            known = {name: value for name, value in facts.items() if value is not None}
+            self._change(row, status=status, stage=stage, message=message, **known)
+            self._note(row, "stage", claim.worker, message)
+
+    def recorded_files(self, claim: Claim) -> Sequence[PackageFile]:
+        return self._rows[claim.task.task_id].files
+
+    def finish(
+        self,
+        claim: Claim,
+        *,
+        status: Status,
+        stage: Stage,
+        message: str,
+        problem: Problem | None,
+        also: Recording | None = None,
+    ) -> None:
+        with self._lock:
+            row = self._rows[claim.task.task_id]
+            if row.task.status is status and row.fence == claim.fence:
+                return
+            row = self._movable(claim, status)
+            if also is not None:
+                also(None)
+            row.claimable_at = None
+            self._change(row, status=status, stage=stage, message=message, problem=problem, finished_at=self._clock())
+            self._note(row, status.value, claim.worker, message)
+
+    def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
+        with self._lock:
+            row = self._movable(claim, Status.PENDING)
+            row.worker = None
+            row.claimable_at = self._clock() + delay_seconds
+            self._change(
+                row,
+                status=Status.PENDING,
+                stage=Stage.QUEUED,
+                message=message,
+                problem=problem,
+                attempt=row.task.attempt - (0 if spend_attempt else 1),
+                due_at=row.claimable_at,
+            )
+            self._note(row, "put_back", claim.worker, message)
+
+    # --- Recovery
+
+    def due(self, limit: int) -> list[str]:
+        with self._lock:
+            due = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt < row.task.max_attempts]
+            return [row.task.task_id for row in sorted(due, key=lambda row: row.claimable_at or 0)[:limit]]
+
+    def count_due(self) -> int:
+        return len(self.due(len(self._rows)))
+
+    def exhausted(self, limit: int) -> list[Task]:
+        with self._lock:
+            rows = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt >= row.task.max_attempts]
+            return [row.task for row in rows[:limit]]
+
+    def give_up(self, task: Task, problem: Problem) -> bool:
+        with self._lock:
+            row = self._rows[task.task_id]
+            if not self._is_due(row) or row.task.attempt != task.attempt:
+                return False
+            row.fence += 1
+            row.claimable_at = None
+            self._change(
+                row, status=Status.FAILED, message=problem.message, problem=problem, finished_at=self._clock(), due_at=None
+            )
+            self._note(row, Status.FAILED.value, "sweeper", problem.message)
+            return True
+
+    def release_batch_jobs(self, batch_size: int) -> list[str]:
+        with self._lock:
+            released = []
+            for batch_id in self._batches:
+                live = [row for row in self._rows.values() if row.is_live and row.task.batch_id == batch_id]
+                held = [row for row in live if row.claimable_at is None]
+                load = BatchLoad(batch_id, in_flight=len(live) - len(held), held=len(held))
+                for row in held[: release_next([load], batch_size=batch_size).get(batch_id, 0)]:
+                    row.claimable_at = self._clock()
+                    self._change(row, message="accepted", due_at=row.claimable_at)
+                    released.append(row.task.task_id)
+            return released
+
+    def live_among(self, task_ids: Sequence[str]) -> set[str]:
+        return {task_id for task_id in task_ids if task_id in self._rows and self._rows[task_id].is_live}
+
+    # --- for tests
+
+    def expire(self, task_id: str) -> None:
+        """As if the lease had ended long ago."""
+        self._rows[task_id].claimable_at = 1.0
+
+    def request_cancel(self, task_id: str) -> None:
+        self._rows[task_id].cancel_requested = True
+
+    # --- inside
+
+    def _is_due(self, row: _Row) -> bool:
+        return row.is_live and row.claimable_at is not None and row.claimable_at <= self._clock()
+
+    def _owned(self, claim: Claim) -> _Row:
+        row = self._rows[claim.task.task_id]
+        if row.fence != claim.fence or not row.is_live or row.worker is None:
+            raise LeaseLost(claim.task.task_id, claim.fence)
+        return row
+
+    def _movable(self, claim: Claim, status: Status) -> _Row:
+        row = self._owned(claim)
+        if row.task.status is not status and not may_follow(row.task.status, status):
+            raise LeaseLost(claim.task.task_id, claim.fence)
+        return row
+
+    def _change(self, row: _Row, **changes: Any) -> None:
+        task = replace(row.task, updated_at=self._clock(), **changes)
+        row.task = replace(task, progress=progress_percent(task.stage))
+
+    def _note(self, row: _Row, kind: str, actor: str, message: str) -> None:
+        row.events.append(Event(self._clock(), row.task.attempt, row.task.stage, kind, actor, message))
+
+
+REDIS_AWAY = Unavailable("redis_unavailable", "Redis at nowhere:1 did not answer", "Check that Redis runs.")
+
+
+class MemoryStatusBoard:
+    """`StatusBoard` in a dictionary. `away`: as if Redis had gone; `frozen`: calls wait until it is set."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.thawed = threading.Event()
+        self.thawed.set()
+        self._views: dict[str, tuple[int, bool, str]] = {}
+
+    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
+        self.ping()
+        stored_fence, stored_live, _ = self._views.get(task_id, (fence, True, ""))
+        if stored_fence > fence or (stored_fence == fence and live and not stored_live):
+            return
+        self._views[task_id] = (fence, live, json.dumps(view))
+
+    def read(self, task_id: str) -> dict[str, Any] | None:
+        self.ping()
+        stored = self._views.get(task_id)
+        view: dict[str, Any] | None = json.loads(stored[2]) if stored is not None else None
+        return view
+
+    def ping(self) -> None:
+        self.thawed.wait()
+        if self.away:
+            raise REDIS_AWAY
+
+
+class MemoryJobQueue:
+    """`JobQueue` in a list. `away` and `thawed` as for the board."""
+
+    def __init__(self, *, workers: Sequence[str] = ()) -> None:
+        self.away = False
+        self.thawed = threading.Event()
+        self.thawed.set()
+        self.rung: list[str] = []
+        self._workers = workers
+
+    def ring(self, task_id: str) -> None:
+        self._answer()
+        self.rung.append(task_id)
+
+    def depth(self) -> int:
+        self._answer()
+        return len(self.rung)
+
+    def workers(self) -> dict[str, Any]:
+        self._answer()
+        return {question: {name: [] for name in self._workers} for question in ("active", "scheduled", "stats")}
+
+    def is_worker_alive(self) -> bool:
+        self._answer()
+        return bool(self._workers)
+
+    def _answer(self) -> None:
+        self.thawed.wait()
+        if self.away:
+            raise REDIS_AWAY
+
+
+class MemoryHost:
+    """`Host` with the figures it is given."""
+
+    def __init__(self, used: int = 20, total: int = 100) -> None:
+        self.figures = Memory(used, total, "host")
+
+    def memory(self) -> Memory:
+        return self.figures
+
+    def process_memory(self) -> int:
+        return 1
+
+    def free_disk(self, path: object) -> int:
+        return 10**12
