@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ncr_validator.layout import extension
 from ncr_validator.limits import MB, Limits
 from ncr_validator.verdicts import Issue, Severity
 
@@ -22,6 +25,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _DIRECTORY_BYTES_PER_ENTRY = 1024  # 46 and a name; ours are shorter by far
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ENCRYPTED = 0x1 | 0x40
+_UNREADABLE = (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, UnicodeDecodeError, ValueError)
 
 
 class BadArchive(Exception):
@@ -40,6 +44,27 @@ class Unpacked:
     path: Path
     size: int
 
+    @property
+    def kind(self) -> str:
+        """The extension, in lower case."""
+        return extension(self.name)
+
+
+@contextmanager
+def check_archive(archive: Path, limits: Limits) -> Iterator[tuple[IO[bytes], zipfile.ZipFile]]:
+    """The open zip, once every rule about its directory holds; its entries are not read. Raises `BadArchive`, also for
+    what cannot be read of it inside the block."""
+    try:
+        with archive.open("rb") as file:
+            directory_at = _find_directory(file, limits)
+            with zipfile.ZipFile(file) as zipped:
+                infos = zipped.infolist()
+                if refusals := [*check_entries(infos, limits), *_check_places(file, infos, directory_at)]:
+                    raise BadArchive(refusals)
+                yield file, zipped
+    except _UNREADABLE as error:
+        raise BadArchive([_issue("ZIP_UNREADABLE", f"The zip cannot be read: {error}.")]) from error
+
 
 def unpack(archive: Path, folder: Path, limits: Limits) -> tuple[list[Unpacked], list[Issue]]:
     """Write the zip's files below `folder`, in the zip's order, reading each to its end and holding it against its CRC.
@@ -47,27 +72,16 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> tuple[list[Unpacked],
     Answers the files that are whole, and an issue for each that is not. Memory is bounded by the chunk and the number
     of entries. Raises `BadArchive` when the zip breaks a rule, before anything is written.
     """
-    try:
-        with archive.open("rb") as file:
-            directory_at = _find_directory(file, limits)
-            with zipfile.ZipFile(file) as zipped:
-                infos = zipped.infolist()
-                refusals = [*check_entries(infos, limits), *_check_layout_on_disk(file, infos, directory_at)]
-                if refusals:
-                    raise BadArchive(refusals)
-                return _write_files(zipped, infos, folder)
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, UnicodeDecodeError, ValueError) as error:
-        raise BadArchive([_issue("ZIP_UNREADABLE", f"The zip cannot be read: {error}.")]) from error
+    with check_archive(archive, limits) as (_, zipped):
+        return _write_files(zipped, zipped.infolist(), folder)
 
 
 def unpacked_size(archive: Path, limits: Limits) -> int:
-    """The bytes the zip says it unpacks to; 0 when it cannot be read (unpacking then says why)."""
+    """The bytes a sound zip says it unpacks to; 0 when it is refused (unpacking then says why)."""
     try:
-        with archive.open("rb") as file:
-            _find_directory(file, limits)
-            with zipfile.ZipFile(file) as zipped:
-                return sum(info.file_size for info in zipped.infolist())
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, ValueError, BadArchive):
+        with check_archive(archive, limits) as (_, zipped):
+            return sum(info.file_size for info in zipped.infolist())
+    except BadArchive:
         return 0
 
 
@@ -79,9 +93,13 @@ def check_entries(infos: Iterable[zipfile.ZipInfo], limits: Limits) -> Iterator[
         problem = _name_problem(info)
         if problem:
             yield _issue("ZIP_UNSAFE_NAME", f"{info.orig_filename!r}: {problem}.", info.filename)
-        folded = info.filename.rstrip("/").casefold()
+        folded = _fold(info.filename.rstrip("/"))
         if folded in seen:
-            kind = "twice" if seen[folded] == info.filename else f"beside {seen[folded]!r}, which differs in case only"
+            kind = (
+                "twice"
+                if seen[folded] == info.filename
+                else f"beside {seen[folded]!r}, which differs in case or Unicode form only"
+            )
             yield _issue("ZIP_DUPLICATE_NAME", f"{info.filename!r} is in the zip {kind}.", info.filename)
         seen[folded] = info.filename
         yield from _check_entry(info, limits)
@@ -113,9 +131,9 @@ def _check_entry(info: zipfile.ZipInfo, limits: Limits) -> Iterator[Issue]:
 
 def _check_parents(infos: list[zipfile.ZipInfo]) -> Iterator[Issue]:
     """A file cannot also be a folder of another."""
-    files = {info.filename.casefold() for info in infos if not info.is_dir()}
+    files = {_fold(info.filename) for info in infos if not info.is_dir()}
     for info in infos:
-        parts = info.filename.casefold().rstrip("/").split("/")
+        parts = _fold(info.filename).rstrip("/").split("/")
         if any("/".join(parts[:depth]) in files for depth in range(1, len(parts))):
             yield _issue("ZIP_DUPLICATE_NAME", f"{info.filename!r} lies below a name that is also a file.", info.filename)
 
@@ -133,6 +151,11 @@ def _check_totals(infos: list[zipfile.ZipInfo], limits: Limits) -> Iterator[Issu
 
 def _is_bomb(unpacked: int, packed: int, limits: Limits) -> bool:
     return unpacked > limits.ratio_floor_mb * MB and unpacked > limits.max_ratio * max(packed, 1)
+
+
+def _fold(name: str) -> str:
+    """Names that fold alike are one file on many disks."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def _name_problem(info: zipfile.ZipInfo) -> str | None:
@@ -182,7 +205,7 @@ def _find_directory(file: IO[bytes], limits: Limits) -> int:
     return int(start)
 
 
-def _check_layout_on_disk(file: IO[bytes], infos: list[zipfile.ZipInfo], directory_at: int) -> Iterator[Issue]:
+def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory_at: int) -> Iterator[Issue]:
     """Every entry has bytes of its own: overlapping entries are how small zips unpack to petabytes."""
     end = 0
     for info in sorted(infos, key=lambda one: one.header_offset):

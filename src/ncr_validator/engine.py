@@ -15,10 +15,11 @@ from typing import Any
 
 from ncr_validator.child import Child
 from ncr_validator.limits import Limits
-from ncr_validator.verdicts import Issue, Severity
+from ncr_validator.verdicts import Issue, Severity, worst_first
 
 _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.HINT)
 _FETCH_SECONDS = 300
+_MAX_ISSUES = 1000
 
 
 class EngineMissing(Exception):
@@ -158,7 +159,17 @@ def read_report(answer: dict[str, Any]) -> Look:
     if hidden > 0:
         text = f"The engine counted {hidden} more errors than it listed."
         issues.append(Issue("gltf", "UNLISTED_ERRORS", Severity.ERROR, text))
-    return Look(tuple(issues), answer["report"].get("info") or {}, answer.get("external") or {})
+    return Look(_shorten(issues), answer["report"].get("info") or {}, answer.get("external") or {})
+
+
+def _shorten(issues: list[Issue]) -> tuple[Issue, ...]:
+    """The worst of them, and one issue that counts the rest."""
+    if len(issues) <= _MAX_ISSUES:
+        return tuple(issues)
+    issues = worst_first(issues)
+    rest = issues[_MAX_ISSUES:]
+    text = f"{len(rest)} more issues of this file, none worse than this, are not listed."
+    return (*issues[:_MAX_ISSUES], Issue("gltf", "MORE_ISSUES", rest[0].severity, text))
 
 
 def _place(message: dict[str, Any]) -> str | None:

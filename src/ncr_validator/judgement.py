@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from ncr_validator.archive import BadArchive, Unpacked, unpack
 from ncr_validator.bench import Bench
-from ncr_validator.layout import check_layout, extension
+from ncr_validator.layout import check_layout
 from ncr_validator.limits import Limits
 from ncr_validator.verdicts import FileReport, Issue, Report
 
@@ -22,28 +21,31 @@ def judge_package(archive: Path, sku: str, folder: Path, limits: Limits, bench: 
     try:
         files, damage = unpack(archive, folder, limits)
     except BadArchive as refusal:
-        return Report(sku, (), refusal.issues, bench.engines(), bench.profile_name)
+        return _report(sku, (), refusal.issues, bench)
     names = [file.name for file in files] + [issue.file for issue in damage if issue.file]
-    package_issues = (*damage, *check_layout(names, sku, limits.main_model))
-    return Report(sku, _look_into(files, folder, bench), package_issues, bench.engines(), bench.profile_name)
+    about_package = (*damage, *check_layout(names, sku, limits.main_model))
+    return _report(sku, _look_into(files, folder, bench), about_package, bench)
 
 
 def judge_file(path: Path, bench: Bench) -> Report:
-    """Judge one file where it lies; what it refers to must be in its folder."""
+    """Judge one file where it lies; what it refers to must be in its folder. Raises `Undecided`."""
     bench.warm_up()
     file = Unpacked(path.name, path, path.stat().st_size)
-    return Report(None, _look_into([file], path.parent, bench), (), bench.engines(), bench.profile_name)
+    return _report(None, _look_into([file], path.parent, bench), (), bench)
 
 
-def _look_into(files: Iterable[Unpacked], root: Path, bench: Bench) -> tuple[FileReport, ...]:
-    return tuple(_report(file, root, bench) for file in files)
+def _report(sku: str | None, files: tuple[FileReport, ...], about_package: tuple[Issue, ...], bench: Bench) -> Report:
+    return Report(sku, files, (*about_package, *bench.profile.notes), bench.engines(), bench.profile.name)
 
 
-def _report(file: Unpacked, root: Path, bench: Bench) -> FileReport:
-    findings = bench.look(file, root, extension(file.name))
-    issues = tuple(_named(issue, file.name) for issue in findings.issues)
-    return FileReport(file.name, file.size, findings.checked, issues, findings.facts)
-
-
-def _named(issue: Issue, name: str) -> Issue:
-    return issue if issue.file else replace(issue, file=name)
+def _look_into(files: list[Unpacked], root: Path, bench: Bench) -> tuple[FileReport, ...]:
+    return tuple(
+        FileReport(
+            file.name,
+            file.size,
+            findings.checked,
+            tuple(replace(issue, file=file.name) for issue in findings.issues),
+            findings.facts,
+        )
+        for file, findings in zip(files, bench.look_into_all(files, root), strict=True)
+    )

@@ -27,7 +27,7 @@ class Limits(BaseSettings):
 
     # The children that look inside the files
     file_seconds: float = Field(120, gt=0, description="Kill timer of one look at one file.")
-    engine_memory_mb: int = Field(4096, ge=128, description="Private memory of the Node child.")
+    engine_memory_mb: int = Field(4096, ge=768, description="Private memory of the Node child; Node alone takes 500.")
     inspector_memory_mb: int = Field(2048, ge=128, description="Private memory of the Python child (images, Draco, USD).")
     files_per_child: int = Field(500, ge=1, description="A child is replaced after so many files.")
     max_image_pixels: int = Field(134_217_728, ge=1, description="Width x height of an image; more is a bomb. 16384 x 8192.")

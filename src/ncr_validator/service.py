@@ -100,8 +100,9 @@ def _check_disk(archive: Path, limits: Limits) -> None:
 
 
 def _health(warm_up: asyncio.Task[None], bench: Bench) -> JSONResponse:
-    state = "starting" if not warm_up.done() else "ok" if warm_up.exception() is None else "engine_failed"
-    return JSONResponse({"status": state, "engines": bench.engines()}, 200 if state == "ok" else 503)
+    engines = bench.engines()
+    state = "ok" if engines["gltf-validator"] else "engine_failed" if warm_up.done() else "starting"
+    return JSONResponse({"status": state, "engines": engines, "profile": bench.profile.name}, 200 if state == "ok" else 503)
 
 
 async def _plain(_request: Request, error: Exception) -> JSONResponse:

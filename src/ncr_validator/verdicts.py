@@ -26,6 +26,7 @@ class Result(StrEnum):
     INVALID = "Invalid"
 
 
+_MAX_LISTED = 2000
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
@@ -46,8 +47,8 @@ class Issue:
             "file": self.file,
             "code": self.code,
             "severity": self.severity.value,
-            "pointer": self.pointer,
-            "message": self.message,
+            "pointer": self.pointer and _clip(self.pointer),
+            "message": _clip(self.message),
             "source": self.source,
         }
 
@@ -104,17 +105,23 @@ class Report:
     def result(self) -> Result:
         return decide(self.issues)
 
-    def to_json(self, max_issues: int = 5000) -> dict[str, Any]:
-        """One entry of the contract's `data`. At most `max_issues` are listed, worst first; `counts` counts all."""
+    def to_json(self) -> dict[str, Any]:
+        """One entry of the contract's `data`. At most 2000 issues, worst first, and 2000 files are listed; `counts`,
+        `issues_omitted` and `files_omitted` tell of all."""
         issues = self.issues
         counts = Counter(issue.severity for issue in issues)
         return {
             "result": decide(issues).value,
             "sku_id": self.sku,
             "counts": {f"{severity.value}s": counts[severity] for severity in Severity},
-            "issues": [issue.to_json() for issue in issues[:max_issues]],
-            "issues_omitted": max(0, len(issues) - max_issues),
-            "files": [file.to_json() for file in self.files],
+            "issues": [issue.to_json() for issue in issues[:_MAX_LISTED]],
+            "issues_omitted": max(0, len(issues) - _MAX_LISTED),
+            "files": [file.to_json() for file in self.files[:_MAX_LISTED]],
+            "files_omitted": max(0, len(self.files) - _MAX_LISTED),
             "engines": self.engines,
             "profile": self.profile,
         }
+
+
+def _clip(text: str, length: int = 500) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

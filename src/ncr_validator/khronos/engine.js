@@ -80,7 +80,8 @@ async function judge(question) {
 async function answer(line) {
   const question = JSON.parse(line);
   const reply = question.hello ? { version: validator.version() } : await judge(question);
-  fs.writeSync(1, JSON.stringify(reply) + "\n");
+  const bytes = Buffer.from(JSON.stringify(reply) + "\n");
+  for (let at = 0; at < bytes.length; ) at += fs.writeSync(1, bytes, at);
 }
 
 let pending = "";
