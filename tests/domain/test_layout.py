@@ -51,6 +51,7 @@ def refusal(*keys: str, sku: str = SKU) -> Rejected:
         pytest.param(f"{SKU.lower()}/MESH.GLB", MAIN, id="rule 4, folder in any case"),
         pytest.param(f"job/export/{SKU}.glb", MAIN, id="rule 4, named after the SKU"),
         pytest.param(f"{SKU.lower()}.GLB", MAIN, id="rule 4, name in any case, no folder"),
+        pytest.param(f"{SKU}/export/mesh.glb", f"{SKU}/export/mesh.glb", id="not rule 4: deeper below the SKU's folder"),
         pytest.param("job/FBX/Vase.fbx", f"{SKU}/fbx/Vase.fbx", id="rule 5 fbx"),
         pytest.param("job/OBJ/Vase.obj", f"{SKU}/obj/Vase.obj", id="rule 5 obj"),
         pytest.param("job/OBJ/Vase.MTL", f"{SKU}/obj/Vase.MTL", id="rule 5 mtl"),
@@ -209,6 +210,7 @@ def test_two_sources_for_one_target_are_refused_naming_both(one: str, other: str
         pytest.param("t/Wood.png", "t/wood.PNG", id="case"),
         pytest.param("t/caf\u00e9.png", "t/cafe\u0301.png", id="Unicode form"),
         pytest.param("t/CAF\u00c9.png", "t/cafe\u0301.png", id="both"),
+        pytest.param("t/\u1fb2.png", "t/\u03b1\u0345\u0300.png", id="Unicode form before case"),
         pytest.param("t/stra\u00dfe.png", "t/STRASSE.png", id="sharp s"),
         pytest.param(f"Materials/{ID}.glb", f"Materials/{ID.upper()}.glb", id="material ids"),
     ],
@@ -265,6 +267,14 @@ def test_a_hostile_key_is_refused_by_name(key: str) -> None:
     assert refused.code == "hostile_key"
     assert repr(key) in refused.message
     refused.message.encode()  # fit for a log, a database and JSON
+
+
+def test_the_refusal_of_a_key_says_what_is_wrong_with_it() -> None:
+    assert "absolute" in refusal("/etc/passwd").message
+    assert "empty" in refusal("a//b.png").message
+    assert "'..'" in refusal("a/../b.png").message
+    assert "control character" in refusal("a/b\n.png").message
+    assert "256 bytes" in refusal("x" * 256 + "/b.png").message
 
 
 @pytest.mark.parametrize("key", ["a/" + "x" * 251 + ".png", "a/.hidden", "a/ wood .png", "a/木.png", "a/👩‍🎨.png"])
