@@ -132,7 +132,7 @@ def assemble(site: Site, inherited: Mapping[str, str]) -> list[Part]:
         ),
         Part("api", (*ncr, "api"), service, answers_http(api, "/livez", 200), stop_seconds=8),
         Part("worker", (*ncr, "worker"), service, reports(api, "/health", part="worker", state="connected"), stop_seconds=15),
-        Part("beat", (*ncr, "beat"), service, _always, needs=("redis",)),
+        Part("beat", (*ncr, "beat"), service, _always, needs=("api",)),
     ]
 
 

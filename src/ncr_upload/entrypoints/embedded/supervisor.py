@@ -14,7 +14,7 @@ from pathlib import Path
 from ncr_upload.entrypoints.embedded.parts import Part
 
 START_SECONDS = 60.0
-STOP_ORDER = (("beat", "api"), ("worker",), ("validator", "s3", "sftp", "redis"))
+STOP_ORDER = (("api", "worker", "beat"), ("validator", "s3", "sftp", "redis"))
 
 _POLL_SECONDS = 0.05
 _RESTART_FIRST_SECONDS = 0.1

@@ -17,6 +17,7 @@ Json: TypeAlias = dict[str, Any]
 Rows: TypeAlias = dict[str, list[Json]]
 
 JOB_SECONDS = 60.0
+CLEANUP_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _ENDED = frozenset({"completed", "validation_failed", "failed", "cancelled"})
 
@@ -137,6 +138,10 @@ def check_refused(chapter: Chapter, sftp_root: Path) -> None:
 
 
 def check_nothing_staged(chapter: Chapter, sftp_root: Path) -> None:
-    task_id = chapter.status["task_id"]
-    left = [path.name for path in (sftp_root / ".ncr-staging").glob(f"*{task_id}*")]
-    chapter.expect(not left, f"staging was left at the destination: {', '.join(left)}")
+    """The worker clears its staging folder after it has told the outcome: give it a moment."""
+    deadline = time.monotonic() + CLEANUP_SECONDS
+    while left := [path.name for path in (sftp_root / ".ncr-staging").glob(f"*{chapter.status['task_id']}*")]:
+        if time.monotonic() > deadline:
+            chapter.expect(False, f"staging was left at the destination: {', '.join(left)}")
+            return
+        time.sleep(_POLL_SECONDS)
