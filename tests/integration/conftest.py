@@ -1,0 +1,90 @@
+"""A worker's whole surroundings on real servers, shared by the session's tests; each test uses job ids of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from ncr_upload.entrypoints.bundled_validator import BundledValidator
+from ncr_upload.entrypoints.embedded.product import Product, break_model, make_product
+from ncr_upload.entrypoints.settings import Settings
+from servers import S3Server, SftpServer, free_port, start_asyncssh, start_s3
+from studio_rows import open_database
+from workplace import Workplace
+
+READY_SECONDS = 30
+
+
+@pytest.fixture(scope="session")
+def product() -> Product:
+    return make_product("studio/SKU1", "SKU1")
+
+
+@pytest.fixture(scope="session")
+def broken_product() -> Product:
+    return break_model(make_product("studio/BROKEN", "BROKEN"))
+
+
+@pytest.fixture(scope="session")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, SftpServer, dict[str, str]]]:
+    with ExitStack() as servers:
+        s3 = servers.enter_context(start_s3(tmp_path_factory.mktemp("s3")))
+        sftp = servers.enter_context(start_asyncssh(tmp_path_factory.mktemp("sftp") / "server"))
+        validator = BundledValidator().start()
+        _wait_for(validator["VALIDATOR_API_URL"].replace("/validate", "/healthz"))
+        yield s3, sftp, validator
+
+
+@pytest.fixture
+def workplace(
+    outside: tuple[S3Server, SftpServer, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workplace]:
+    s3, sftp, validator = outside
+    for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
+        monkeypatch.delenv(name)
+    settings = Settings(
+        _env_file=None,
+        database_url=SecretStr(f"sqlite:///{tmp_path / 'ncr.db'}"),
+        redis_port=free_port(),
+        wasabi_endpoint=s3.endpoint,
+        wasabi_access_key=SecretStr(s3.access_key),
+        wasabi_secret_key=SecretStr(s3.secret_key),
+        bucket_name=s3.bucket,
+        validator_api_url=validator["VALIDATOR_API_URL"],
+        validator_api_key=SecretStr(validator["VALIDATOR_API_KEY"]),
+        sftp_host=sftp.login.host,
+        sftp_port=sftp.login.port,
+        sftp_username=sftp.login.username,
+        sftp_password=SecretStr(sftp.login.password or ""),
+        sftp_host_key=sftp.login.host_key,
+        sftp_base_dir=sftp.base_dir,
+        sftp_timeout_seconds=5,
+        validator_timeout_seconds=30,
+        work_dir=tmp_path / "work",
+        max_attempts=3,
+        retry_base_seconds=0.01,
+        retry_max_seconds=0.02,
+        park_hours=1e-9,
+    )
+    engine = open_database(tmp_path / "ncr.db")
+    yield Workplace(s3, sftp, engine, settings)
+    engine.dispose()
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=2, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing answered at {url}")

@@ -1,0 +1,94 @@
+"""A worker's whole surroundings on real servers, without Celery: object storage, validator, SFTP server, database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from ncr_upload.application.attempts import run_task
+from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
+from ncr_upload.domain.timestamps import parse_timestamp
+from ncr_upload.entrypoints import bootstrap
+from ncr_upload.entrypoints.embedded.product import Product
+from ncr_upload.entrypoints.embedded.studio import Listed, add_job
+from ncr_upload.entrypoints.settings import Settings
+from servers import S3Server, SftpServer
+
+
+@dataclass
+class Workplace:
+    """One worker, its database, and what it talks to. `settings` may be changed before a job runs."""
+
+    s3: S3Server
+    sftp: SftpServer
+    engine: Engine
+    settings: Settings
+    ran: list[Task] = field(default_factory=list)
+
+    def put_objects(self, objects: Mapping[str, bytes]) -> None:
+        for key, content in objects.items():
+            self.s3.put(key, content)
+
+    def place(self, job_id: str, product: Product, *, without: str | None = None) -> None:
+        """The product in storage and in the studio's tables, awaiting delivery."""
+        self.put_objects({key: content for key, content in product.files.items() if key != without})
+        self.list_job(job_id, product.sku, list(product.files))
+
+    def list_job(self, job_id: str, sku: str | None, keys: list[str], *, at: str = "2026-11-01 10:00:00") -> int:
+        when = parse_timestamp(at)
+        assert when is not None
+        return add_job(self.engine, job_id, sku, [Listed(key, when) for key in keys])
+
+    def change(self, **settings: Any) -> None:
+        self.settings = self.settings.model_copy(update=settings)
+
+    def deliver(self, job_id: str, row_id: int | None = None) -> Task:
+        """Submit the job and try it until it has ended."""
+        (task,) = self.submit(job_id, row_id)
+        for _ in range(20):
+            ended = self.attempt(task)
+            if ended.status in TERMINAL:
+                return ended
+            with self.engine.begin() as connection:
+                connection.execute(
+                    text("UPDATE ncr_jobs SET claimable_at = 1 WHERE worker IS NULL AND claimable_at IS NOT NULL")
+                )
+        raise AssertionError(f"not ended: {ended}")
+
+    def submit(self, job_id: str, row_id: int | None = None) -> list[Task]:
+        submissions = self.ports().submissions
+        return submissions.accept([NewJob(job_id, "ann", "spring", row_id)], batch_id=None, release=1)  # type: ignore[return-value]
+
+    def attempt(self, task: Task) -> Task:
+        """One attempt; the task as it is afterwards."""
+        ports = self.ports()
+        run_task(task.task_id, ports, bootstrap.make_worker_options(self.settings, "test-worker"))
+        found = ports.submissions.task(task.task_id)
+        assert found is not None
+        return found
+
+    def ports(self) -> Any:
+        return bootstrap.make_worker_ports(self.settings)
+
+    def delivered(self, job_id: str) -> dict[str, bytes] | None:
+        """What the partner sees of the job: path below the job's folder → content; None if there is no such folder."""
+        folder = self.sftp.folder / job_id
+        if not folder.exists():
+            return None
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def leftovers(self) -> list[str]:
+        """What should not be there once nothing runs: staging folders and workspaces."""
+        staging = self.sftp.folder / ".ncr-staging"
+        places = [staging, self.settings.work_dir]
+        return [path.name for place in places if place.exists() for path in place.iterdir()]
+
+    def history(self, task: Task) -> list[str]:
+        return [f"{event.kind}: {event.message}" for event in self.ports().submissions.history(task.task_id)]
+
+    def studio_rows(self, table: str) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()]
