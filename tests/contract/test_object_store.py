@@ -1,0 +1,267 @@
+"""What the pipeline may rely on when it reads the bucket: the twin and a real S3 server, then the faults of a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ncr_upload.adapters import object_store
+from ncr_upload.adapters.object_store import S3ObjectStore
+from ncr_upload.application.ports import ObjectStore
+from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
+from servers import Answer, S3Server, start_http, start_s3
+from twins import MemoryObjectStore
+
+pytestmark = pytest.mark.anyio
+Put = Callable[[str, bytes], None]
+AWKWARD_KEYS = ["a b/ü ß.png", "100%25/x#y?z.png", "[a]{b}~+=&@,;.glb", "deep/" * 20 + "x", "UPPER/Case.PNG"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with start_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+def open_store(server: S3Server, **changes: object) -> S3ObjectStore:
+    settings = {
+        "endpoint": server.endpoint,
+        "region": "us-east-1",
+        "access_key": server.access_key,
+        "secret_key": server.secret_key,
+        "bucket": server.bucket,
+    }
+    return S3ObjectStore(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["memory", "s3"])
+def place(request: pytest.FixtureRequest) -> tuple[ObjectStore, Put]:
+    if request.param == "memory":
+        store = MemoryObjectStore(bucket="studio")
+        return store, store.objects.__setitem__
+    server = request.getfixturevalue("s3")
+    return open_store(server), server.put
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- the twin and the real one ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 3_000_001])
+async def test_a_fetched_object_is_whole_and_described_by_its_hashes(
+    place: tuple[ObjectStore, Put], tmp_path: Path, size: int
+) -> None:
+    store, put = place
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    put("folder/object.bin", content)
+    told: list[int] = []
+    fetched = await store.fetch("folder/object.bin", tmp_path / "target", told.append)
+    assert (tmp_path / "target").read_bytes() == content
+    assert (fetched.size, fetched.crc32) == (size, zlib.crc32(content))
+    assert fetched.sha256 == hashlib.sha256(content).hexdigest()
+    assert sum(told) == size
+    assert names_in(tmp_path) == ["target"]
+
+
+async def test_stat_and_fetch_name_the_same_etag_and_size(place: tuple[ObjectStore, Put], tmp_path: Path) -> None:
+    store, put = place
+    put("a.bin", b"content")
+    seen, fetched = await store.stat("a.bin"), await store.fetch("a.bin", tmp_path / "a", lambda _: None)
+    assert (seen.key, seen.size, seen.etag) == ("a.bin", 7, hashlib.md5(b"content").hexdigest())
+    assert fetched.etag == seen.etag
+
+
+@pytest.mark.parametrize("key", AWKWARD_KEYS)
+async def test_any_key_a_studio_writes_can_be_read(place: tuple[ObjectStore, Put], tmp_path: Path, key: str) -> None:
+    store, put = place
+    put(key, key.encode())
+    assert (await store.stat(key)).size == len(key.encode())
+    await store.fetch(key, tmp_path / "target", lambda _: None)
+    assert (tmp_path / "target").read_bytes() == key.encode()
+
+
+async def test_a_missing_object_is_rejected_naming_its_key_and_bucket(place: tuple[ObjectStore, Put], tmp_path: Path) -> None:
+    store, _ = place
+    for attempt in (store.stat("no/such.glb"), store.fetch("no/such.glb", tmp_path / "target", lambda _: None)):
+        with pytest.raises(Rejected) as caught:
+            await attempt
+        assert caught.value.code == "object_missing"
+        assert "no/such.glb" in caught.value.message
+        assert "studio" in caught.value.message
+    assert names_in(tmp_path) == []
+
+
+async def test_a_fetch_replaces_what_was_at_its_place_only_when_it_is_whole(
+    place: tuple[ObjectStore, Put], tmp_path: Path
+) -> None:
+    store, put = place
+    put("a.bin", b"new")
+    (tmp_path / "target").write_bytes(b"old")
+    with pytest.raises(Rejected):
+        await store.fetch("missing", tmp_path / "target", lambda _: None)
+    assert (tmp_path / "target").read_bytes() == b"old"
+    await store.fetch("a.bin", tmp_path / "target", lambda _: None)
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+# --- the real one's faults --------------------------------------------------------------------------------------
+
+
+async def error_of(store: S3ObjectStore, folder: Path) -> DeliveryError:
+    """What both methods raise; a fetch must leave nothing behind."""
+    with pytest.raises(DeliveryError) as of_stat:
+        await store.stat("a.bin")
+    with pytest.raises(DeliveryError) as of_fetch:
+        await store.fetch("a.bin", folder / "target", lambda _: None)
+    assert (type(of_stat.value), of_stat.value.code) == (type(of_fetch.value), of_fetch.value.code)
+    assert names_in(folder) == []
+    assert "Debug source" not in str(of_fetch.value)
+    assert "test-secret-key" not in str(of_fetch.value)
+    return of_fetch.value
+
+
+async def test_a_missing_bucket_is_rejected_by_name(s3: S3Server, tmp_path: Path) -> None:
+    error = await error_of(open_store(s3, bucket="elsewhere"), tmp_path)
+    assert (type(error), error.code) == (Rejected, "bucket_missing")
+    assert "elsewhere" in error.message
+
+
+@pytest.mark.parametrize("wrong", [{"access_key": "wrong-access"}, {"secret_key": "wrong-secret-key"}])
+async def test_a_refused_access_key_is_told_with_the_settings_to_correct(
+    s3: S3Server, tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    error = await error_of(open_store(s3, **wrong), tmp_path)
+    assert (type(error), error.code) == (Unavailable, "storage_login_refused")
+    assert "WASABI_ACCESS_KEY" in error.next_step
+    assert not any(value in str(error) for value in wrong.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("endpoint", "WASABI_ENDPOINT"),
+        ("bucket", "BUCKET_NAME"),
+        ("access_key", "WASABI_ACCESS_KEY"),
+        ("secret_key", "WASABI_SECRET_KEY"),
+    ],
+)
+async def test_an_unset_setting_is_named(s3: S3Server, tmp_path: Path, setting: str, name: str) -> None:
+    for empty in (None, ""):
+        error = await error_of(open_store(s3, **{setting: empty}), tmp_path)
+        assert error.code == "storage_unset"
+        assert name in error.message
+
+
+async def test_settings_for_other_aws_programs_are_not_used(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.put("a.bin", b"content")
+    for name, value in {"ENDPOINT_URL_S3": "http://127.0.0.1:1", "SESSION_TOKEN": "other", "ACCESS_KEY_ID": "other"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    assert (await open_store(s3).stat("a.bin")).size == 7
+
+
+async def test_a_server_that_is_down_is_unavailable_and_named(s3: S3Server, tmp_path: Path) -> None:
+    error = await error_of(open_store(s3, endpoint="http://127.0.0.1:1"), tmp_path)
+    assert (type(error), error.code) == (Unavailable, "storage_unavailable")
+    assert "http://127.0.0.1:1" in error.message
+    assert "refused" in error.message
+
+
+async def test_a_denied_object_is_rejected_naming_it(s3: S3Server, tmp_path: Path) -> None:
+    denied = Answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+    with start_http(denied) as server:
+        error = await error_of(open_store(s3, endpoint=server.url), tmp_path)
+    assert (type(error), error.code) == (Rejected, "storage_denied")
+    assert "a.bin" in error.message
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(503, b"<Error><Code>SlowDown</Code></Error>"), Answer(500), Answer(429), Answer(cut=True)]
+)
+async def test_a_server_in_trouble_is_unavailable(s3: S3Server, tmp_path: Path, answer: Answer) -> None:
+    with start_http(answer) as server:
+        error = await error_of(open_store(s3, endpoint=server.url), tmp_path)
+    assert (type(error), error.code) == (Unavailable, "storage_unavailable")
+    if b"SlowDown" in answer.body:
+        assert "SlowDown" in error.message
+
+
+def body(content: bytes, etag: str, announced: int | None = None) -> Answer:
+    return Answer(200, content, {"ETag": f'"{etag}"', "Last-Modified": "Mon, 23 Nov 2026 10:00:00 GMT"}, announced)
+
+
+async def test_bytes_that_differ_from_the_md5_etag_are_not_kept(s3: S3Server, tmp_path: Path) -> None:
+    with start_http(body(b"other", hashlib.md5(b"right").hexdigest())) as server:
+        with pytest.raises(Unavailable) as caught:
+            await open_store(s3, endpoint=server.url).fetch("a.bin", tmp_path / "target", lambda _: None)
+        assert caught.value.code == "object_damaged"
+        assert names_in(tmp_path) == []
+        lenient = open_store(s3, endpoint=server.url, verify_etag_md5=False)
+        await lenient.fetch("a.bin", tmp_path / "target", lambda _: None)
+
+
+async def test_an_etag_of_a_multipart_upload_is_no_md5(s3: S3Server, tmp_path: Path) -> None:
+    with start_http(body(b"content", "0123456789abcdef0123456789abcdef-2")) as server:
+        fetched = await open_store(s3, endpoint=server.url).fetch("a.bin", tmp_path / "target", lambda _: None)
+    assert fetched.etag.endswith("-2")
+
+
+async def test_a_body_that_ends_early_is_never_taken_for_whole(s3: S3Server, tmp_path: Path) -> None:
+    with start_http(body(b"half", "0123456789abcdef0123456789abcdef-2", announced=8)) as server, pytest.raises(Unavailable):
+        await open_store(s3, endpoint=server.url).fetch("a.bin", tmp_path / "target", lambda _: None)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_cut_body_is_resumed_but_never_from_another_object(s3: S3Server, tmp_path: Path, replaced: bool) -> None:
+    """The first answer ends half-way. The rest is asked for; meanwhile the object may have been replaced."""
+    first, rest = body(b"AAAA", "a" * 32 + "-2", announced=8), body(b"BBBB", ("b" if replaced else "a") * 32 + "-2")
+    rest.status, rest.headers["Content-Range"] = 206, "bytes 4-7/8"
+    with start_http(first, rest) as server:
+        fetching = open_store(s3, endpoint=server.url).fetch("a.bin", tmp_path / "target", lambda _: None)
+        if replaced:
+            with pytest.raises(Unavailable):
+                await fetching
+        else:
+            assert (await fetching).size == 8
+        assert server.requests[1].headers["range"] == "bytes=4-7"
+    assert names_in(tmp_path) == ([] if replaced else ["target"])
+
+
+async def test_a_full_disk_defers_the_job_and_leaves_no_partial(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(self: object, chunk: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    s3.put("a.bin", b"content")
+    monkeypatch.setattr(object_store._Sink, "take", take)
+    with pytest.raises(Deferred) as caught:
+        await open_store(s3).fetch("a.bin", tmp_path / "target", lambda _: None)
+    assert caught.value.code == "disk_full"
+    assert names_in(tmp_path) == []
+
+
+async def test_a_cancelled_fetch_leaves_no_partial(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("large.bin", b"x" * 8_000_000)
+
+    def cancel() -> None:
+        fetching.cancel()
+
+    fetching = asyncio.create_task(open_store(s3).fetch("large.bin", tmp_path / "target", lambda _: cancel()))
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert names_in(tmp_path) == []

