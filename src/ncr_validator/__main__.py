@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from pydantic import ValidationError
 
 from ncr_validator.bench import Bench, Undecided
 from ncr_validator.engine import EngineMissing, engine_folder
@@ -24,6 +25,14 @@ from ncr_validator.verdicts import Report, Result
 
 INVALID, FAILED = 1, 2
 
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(envvar="VALIDATOR_PROFILE", help="Industry limits in the Auditor's rules JSON, instead of those shipped."),
+]
+SeverityOption = Annotated[
+    str | None, typer.Option(envvar="VALIDATOR_PROFILE_SEVERITY", help="What a broken limit is: error, warning or info.")
+]
+
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -32,6 +41,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8010,
     key_env: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "VALIDATOR_API_KEY",
+    profile: ProfileOption = None,
+    profile_severity: SeverityOption = None,
 ) -> None:
     """Answer POST /validate/{sku_id} until stopped.
 
@@ -43,7 +54,7 @@ def serve(
         raise _stop(f"{key_env} is not set: the validator does not start without an API key.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     try:
-        app = make_app(key, Limits())
+        app = make_app(key, _limits(profile, profile_severity))
     except (EngineMissing, ValueError) as error:
         raise _stop(str(error)) from error
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -63,10 +74,12 @@ def check(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .zip, .glb, .gltf, .usdz or image.")],
     sku: Annotated[str | None, typer.Option(help="The product of a .zip.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
+    profile: ProfileOption = None,
+    profile_severity: SeverityOption = None,
 ) -> None:
     """Judge one file. Ends with 0 for Valid and Warning, 1 for Invalid, 2 when there is no verdict."""
     try:
-        report = _judge(file.absolute(), sku, Limits())
+        report = _judge(file.absolute(), sku, _limits(profile, profile_severity))
     except (EngineMissing, Undecided, ValueError) as error:
         raise _stop(str(error)) from error
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else _describe(file, report))
@@ -85,6 +98,16 @@ def fetch_engine() -> None:
     except (EngineMissing, OSError) as error:
         raise _stop(str(error)) from error
     typer.echo(f"The Khronos engine {'is now' if fetched else 'was already'} in {folder}.")
+
+
+def _limits(profile: Path | None, profile_severity: str | None) -> Limits:
+    """Raises ValueError for a setting that is none."""
+    given = {"profile": profile, "profile_severity": profile_severity}
+    try:
+        return Limits.model_validate({**Limits().model_dump(), **{name: value for name, value in given.items() if value}})
+    except ValidationError as error:
+        wrong = (f"VALIDATOR_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+        raise ValueError("; ".join(wrong)) from error
 
 
 def _judge(file: Path, sku: str | None, limits: Limits) -> Report:
