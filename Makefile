@@ -14,7 +14,7 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv and install everything pinned (once)
 
-$(READY): requirements-dev.txt pyproject.toml src/ncr_validator/engine/package-lock.json
+$(READY): requirements-dev.txt pyproject.toml src/ncr_validator/khronos/package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "setup: installing into $(VENV) (a minute or two, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -199,3 +199,26 @@ def test_a_fault_that_heals_is_retried_and_then_delivered(workplace: Workplace, 
         connection.exec_driver_sql("UPDATE ncr_jobs SET claimable_at = 1")
     assert workplace.attempt(task).status is Status.COMPLETED
     assert workplace.delivered("heals") == product.delivered
+
+
+@pytest.mark.parametrize(
+    ("short", "named"), [({"max_memory_usage_percent": 0.001}, "MAX_MEMORY_USAGE_PERCENT"), ({"free_disk": 0}, "WORK_DIR")]
+)
+def test_a_job_without_room_waits_unspent_and_then_goes_on(
+    workplace: Workplace, product: Product, monkeypatch: pytest.MonkeyPatch, short: dict[str, float], named: str
+) -> None:
+    job_id = f"room-{named.lower()}"
+    workplace.place(job_id, product)
+    good = workplace.settings
+    workplace.change(park_hours=1, **{name: value for name, value in short.items() if name != "free_disk"})
+    (task,) = workplace.submit(job_id)
+    with monkeypatch.context() as patched:
+        if "free_disk" in short:
+            patched.setattr("ncr_upload.adapters.host.MachineHost.free_disk", lambda *_: 0)
+        waiting = workplace.attempt(task)
+    assert (waiting.status, waiting.attempt) == (Status.PENDING, 0)
+    assert named in waiting.message
+    workplace.settings = good
+    with workplace.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE ncr_jobs SET claimable_at = 1")
+    assert workplace.attempt(task).status is Status.COMPLETED

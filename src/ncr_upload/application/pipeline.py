@@ -26,6 +26,7 @@ from ncr_upload.application.ports import (
     Verdict,
 )
 from ncr_upload.application.workspace import Workspace
+from ncr_upload.domain.admission import AdmissionLimits, Defer, decide
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
@@ -35,7 +36,6 @@ from ncr_upload.domain.selection import select_files
 
 T = TypeVar("T")
 STATS_AT_ONCE = 32
-SPARE_DISK_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class PipelineOptions:
     file_selection: Literal["latest_date", "latest_per_path", "all"]
     layout_collisions: Literal["refuse", "newest"]
     download_concurrency: int
+    admission: AdmissionLimits
 
 
 def pass_by(_point: str) -> None:
@@ -146,7 +147,7 @@ class Delivery:
         """Fetch in parallel; each finished file enters, in the plan's order, the zip that streams to the validator."""
         objects = await self._stat_all(plan)
         total_bytes = sum(found.size for found in objects)
-        self._require_disk(total_bytes)
+        self._require_room(total_bytes)
         self.live.know(files=len(plan), bytes=total_bytes)
         await self._advance(
             Status.PROCESSING, Stage.DOWNLOAD, f"downloading {len(plan)} files, {total_bytes} bytes", total_bytes=total_bytes
@@ -176,13 +177,19 @@ class Delivery:
             raise _summarised(failures)
         return [answer for answer in found if isinstance(answer, ObjectInfo)]
 
-    def _require_disk(self, needed_bytes: int) -> None:
-        free = self.ports.host.free_disk(self.options.work_dir)
-        if free < needed_bytes + SPARE_DISK_BYTES:
+    def _require_room(self, needed_disk_bytes: int) -> None:
+        """Memory and disk for the download, or the job waits without spending an attempt."""
+        decision = decide(
+            memory_used_percent=self.ports.host.memory().used_percent,
+            limits=self.options.admission,
+            free_disk_bytes=self.ports.host.free_disk(self.options.work_dir),
+            needed_disk_bytes=needed_disk_bytes,
+        )
+        if isinstance(decision, Defer):
             raise Deferred(
-                "disk_short",
-                f"the job needs {needed_bytes} bytes under WORK_DIR {self.options.work_dir}, where {free} are free",
-                "Free disk there or point WORK_DIR elsewhere; the job waits and spends no attempt.",
+                decision.code,
+                f"this worker has no room for the job: {decision.reason}",
+                f"Free memory or disk there (WORK_DIR is {self.options.work_dir}); the job waits and spends no attempt.",
             )
 
     async def _fetch(self, planned: PlannedFile, to: Path, at_once: asyncio.Semaphore) -> LocalFile:

@@ -28,6 +28,7 @@ from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.recovery import SweepPorts
+from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.retries import RetryLimits
 from ncr_upload.entrypoints import probes
@@ -165,6 +166,7 @@ def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
             file_selection=settings.file_selection,
             layout_collisions=settings.layout_collisions,
             download_concurrency=settings.download_concurrency,
+            admission=AdmissionLimits(settings.max_memory_usage_percent),
         ),
     )
 
