@@ -173,6 +173,13 @@ class HttpServer:
     requests: list[Request] = field(default_factory=list)
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is what some tests are about."""
+
+
 @contextmanager
 def start_http(*answers: Answer) -> Iterator[HttpServer]:
     script = HttpServer("", list(answers))
@@ -212,8 +219,7 @@ def start_http(*answers: Answer) -> Iterator[HttpServer]:
         def log_message(self, format: str, *args: object) -> None:
             """Tests read `requests`."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _QuietServer(("127.0.0.1", 0), Handler)
     script.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
