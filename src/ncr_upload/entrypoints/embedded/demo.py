@@ -75,9 +75,12 @@ async def _run(stack: Stack, display: Display, keep: bool) -> int:
         if stopped.is_set():
             return 1
         display.say(f"all seven parts are ready after {time.monotonic() - began:.1f} s")
-        result = await asyncio.to_thread(_play, stack.endpoints, display)
-        code = _tell_result(result, display)
-        if keep and not stopped.is_set():
+        playing = asyncio.create_task(asyncio.to_thread(_play, stack.endpoints, display))
+        await stopped.or_done(playing)
+        if stopped.is_set():
+            return 1
+        code = _tell_result(playing.result(), display)
+        if keep:
             display.say(f"the stack stays up: {stack.site.url('api')}/docs, keys in {stack.site.state_dir / ENDPOINTS_NAME}")
             await stopped.wait()
     except (PartFailed, PartMissing) as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ncr_upload.entrypoints.embedded.product import Product
-from ncr_upload.entrypoints.embedded.tour import Chapter, Json, OnStatus, Rows
+from ncr_upload.entrypoints.embedded.tour import Chapter, DeliveredFile, Json, OnStatus, Rows
 
+_INDENT = "   "
 _SHOWN_HASH = 12
 _SHOWN_VALUE = 80
 
@@ -73,8 +74,8 @@ class Display:
 
     def delivered(self, chapter: Chapter, root: Path) -> None:
         self._head(f"delivered to {root}, {sum(file.size for file in chapter.files):,} bytes, in {chapter.took_seconds:.1f} s")
-        for file in chapter.files:
-            self.say(f"  {file.sha256[:_SHOWN_HASH]}  {file.size:>9,}  {file.path}")
+        for line in tree_lines(chapter.files):
+            self.say(f"  {line}")
         self._head(f"the validator's verdict: {chapter.status['verdict']}")
         self._head("database rows that changed")
         self._rows(chapter.rows_before, chapter.rows_after)
@@ -121,6 +122,18 @@ class Display:
         for event in events:
             seconds = _moment(event) - began
             self.say(f"  {seconds:6.2f} s  {event['stage']:<9} {event['kind']:<10} {event['message']}")
+
+
+def tree_lines(files: Sequence[DeliveredFile]) -> Iterator[str]:
+    """The files below their folders, each with the start of its SHA-256 and its size in bytes."""
+    shown: tuple[str, ...] = ()
+    for file in sorted(files, key=lambda file: PurePosixPath(file.path).parts):
+        *folders, name = PurePosixPath(file.path).parts
+        for depth, folder in enumerate(folders):
+            if shown[: depth + 1] != tuple(folders[: depth + 1]):
+                yield f"{_INDENT * depth}{folder}/"
+        shown = tuple(folders)
+        yield f"{_INDENT * len(folders)}{file.sha256[:_SHOWN_HASH]} {file.size:>9,}  {name}"
 
 
 def _moment(event: Json) -> float:

@@ -7,6 +7,9 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import make_url
 
 from ncr_upload.entrypoints.embedded.parts import PartMissing, Site
 from ncr_upload.entrypoints.embedded.samples import SEED_README_JOBS, arm_seed_readme_jobs
@@ -79,7 +82,7 @@ class StopSignal:
     async def wait(self) -> None:
         await self._event.wait()
 
-    async def or_done(self, work: asyncio.Task[None]) -> None:
+    async def or_done(self, work: asyncio.Task[Any]) -> None:
         """Wait for the work, but drop it once a signal comes. Raises what the work raises."""
         signalled = asyncio.create_task(self.wait())
         await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -98,14 +101,14 @@ def _arm(site: Site) -> None:
 
 def _summary(stack: Stack, took_seconds: float) -> str:
     site = stack.site
-    sqlite = f"sqlite, {site.state_dir / 'ncr.db'}"
+    database = make_url(site.database_url).render_as_string(hide_password=True)
     names = ", ".join(sample.job_id for sample in SEED_README_JOBS)
     return "\n".join(
         (
             f"ready after {took_seconds:.1f} s",
             f"  API        {site.url('api')}  (docs at /docs)",
             f"  Redis      {LOOPBACK}:{site.ports['redis']}",
-            f"  database   {sqlite if site.database_url.startswith('sqlite') else site.database_url.split('@')[-1]}",
+            f"  database   {database}",
             f"  S3         {site.url('s3')}",
             f"  SFTP       {LOOPBACK}:{site.ports['sftp']}, deliveries land in {site.sftp_root}",
             f"  validator  {site.url('validator')}/validate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import obstore
 from obstore.store import S3Store
@@ -45,6 +45,7 @@ def put_objects(bucket: Bucket, objects: Mapping[str, bytes]) -> None:
         region="us-east-1",
         virtual_hosted_style_request=False,
         client_options={"allow_http": True, "timeout": "20s"},
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=5)},
     )
 
     async def put_all() -> None:
