@@ -6,10 +6,20 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatusBoard
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.domain.jobs import Claim, Task
+from ncr_upload.entrypoints.settings import Settings
+
+JOB: dict[str, Any] = {"job_id": "job-1", "username": "ann", "campaign": "spring", "row_id": 7}
+SETTINGS = Settings(_env_file=None, batch_size=2)
 
 
 @contextmanager
@@ -29,3 +39,41 @@ def serve(app: FastAPI) -> Iterator[httpx.Client]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@dataclass
+class Site:
+    """One running API and what is behind it."""
+
+    http: httpx.Client
+    ports: ApiPorts
+    claims: Any
+    board: MemoryStatusBoard
+    queue: MemoryJobQueue
+    host: MemoryHost
+
+    def submit(self, **changes: Any) -> str:
+        answer = self.http.post("/process-job", json=JOB | changes)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["task_id"])
+
+    def claim(self, task_id: str) -> Claim:
+        claim = self.claims.claim(task_id, "w1", 60)
+        assert isinstance(claim, Claim)
+        return claim
+
+    def task(self, task_id: str) -> Task:
+        task = self.ports.ledger.task(task_id)
+        assert task is not None
+        return task
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["type"]
+    assert body["title"]
+    assert body["detail"]
+    return body

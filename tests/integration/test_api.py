@@ -1,0 +1,314 @@
+"""The HTTP API as its callers know it (DESIGN 2), over a real socket, on the ledger's twin and on SQLite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from api_server import JOB, SETTINGS, Site, assert_problem, serve
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ncr_upload.adapters.sql.claims import SqlClaims
+from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.views import VIEW_FIELDS, view_of
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.jobs import Problem, Stage, Status
+from ncr_upload.entrypoints.api.app import create_app
+from studio_rows import open_database
+
+NEVER = "00000000-0000-4000-8000-000000000000"
+ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@dataclass
+class Backing:
+    """Where the records are kept."""
+
+    ledger: Any
+    claims: Any
+    check: Callable[[], None]
+
+
+@pytest.fixture(params=["memory", "sql"])
+def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backing]:
+    if request.param == "memory":
+        ledger = MemoryLedger(max_attempts=5)
+        yield Backing(ledger, ledger, lambda: None)
+        return
+    engine: Engine = open_database(tmp_path / "api.db")
+
+    def check() -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    yield Backing(SqlSubmissions(engine, max_attempts=5), SqlClaims(engine), check)
+    engine.dispose()
+
+
+@pytest.fixture
+def site(backing: Backing) -> Iterator[Site]:
+    board, queue, host = MemoryStatusBoard(), MemoryJobQueue(workers=["celery@here"]), MemoryHost()
+    ports = ApiPorts(backing.ledger, board, queue, host, "ncr_jobs", backing.check, {"s3": lambda: None, "sftp": sftp_is_away})
+    with serve(create_app(ports, SETTINGS)) as http:
+        yield Site(http, ports, backing.claims, board, queue, host)
+
+
+def sftp_is_away() -> None:
+    raise Unavailable("sftp_unreachable", "sftp.partner:22 does not answer", "Ask the partner.")
+
+
+# --- sending a job
+
+
+def test_a_job_is_accepted_with_the_fields_of_the_readme(site: Site) -> None:
+    answer = site.http.post("/process-job", json=JOB)
+    assert answer.status_code == 202
+    body = answer.json()
+    assert set(body) == {"job_id", "task_id", "status", "message", "timestamp"}
+    assert (body["job_id"], body["status"]) == ("job-1", "pending")
+    assert ISO.fullmatch(body["timestamp"])
+    assert site.task(body["task_id"]).row_id == 7
+
+
+def test_row_id_may_be_left_out(site: Site) -> None:
+    job = {name: value for name, value in JOB.items() if name != "row_id"}
+    assert site.http.post("/process-job", json=job).status_code == 202
+
+
+def test_a_job_in_flight_is_answered_409_with_its_task(site: Site) -> None:
+    task_id = site.submit()
+    body = assert_problem(site.http.post("/process-job", json=JOB), 409, "already_running")
+    assert body["task_id"] == task_id
+    assert body["running"] == [{"job_id": "job-1", "task_id": task_id}]
+
+
+def test_an_ended_job_may_be_sent_again(site: Site) -> None:
+    first = site.submit()
+    site.claims.finish(site.claim(first), status=Status.FAILED, stage=Stage.LOOKUP, message="no", problem=None)
+    assert site.submit() != first
+
+
+def test_too_little_memory_is_503_with_the_figures_and_when_to_come_again(site: Site) -> None:
+    site.host.figures = MemoryHost(used=91).figures
+    answer = site.http.post("/process-job", json=JOB)
+    body = assert_problem(answer, 503, "memory_pressure")
+    assert int(answer.headers["retry-after"]) == body["retry_after_seconds"] > 0
+    assert body["memory"] == {
+        "used_bytes": 91,
+        "total_bytes": 100,
+        "used_percent": 91.0,
+        "limit_percent": 80.0,
+        "source": "host",
+    }
+    assert site.http.get("/jobs/active").json()["count"] == 0
+
+
+# --- following a job
+
+
+def test_a_task_is_shown_with_every_field_from_acceptance_to_its_end(site: Site) -> None:
+    task_id = site.submit()
+    waiting = site.http.get(f"/job-status/{task_id}").json()
+    assert tuple(waiting) == VIEW_FIELDS
+    assert (waiting["status"], waiting["stage"], waiting["progress"], waiting["attempt"]) == ("pending", "queued", 0.0, 0)
+    claim = site.claim(task_id)
+    running = site.http.get(f"/job-status/{task_id}").json()
+    assert (running["status"], running["attempt"]) == ("processing", 1)
+    assert ISO.fullmatch(running["started_at"])
+    problem = Problem("object_missing", "rejected", "a/b.glb is not in the bucket", "Upload it.")
+    site.claims.finish(claim, status=Status.FAILED, stage=Stage.DOWNLOAD, message="failed", problem=problem)
+    ended = site.http.get(f"/job-status/{task_id}").json()
+    assert ended["status"] == "failed"
+    assert ISO.fullmatch(ended["finished_at"])
+    assert ended["problem"] == {
+        "code": "object_missing",
+        "class": "rejected",
+        "message": "a/b.glb is not in the bucket",
+        "next_step": "Upload it.",
+    }
+
+
+def test_live_progress_from_redis_is_shown(site: Site) -> None:
+    task_id = site.submit()
+    claim = site.claim(task_id)
+    site.board.post(task_id, view_of(claim.task) | {"stage": "download", "progress": 33.3}, live=True, fence=claim.fence)
+    view = site.http.get(f"/job-status/{task_id}").json()
+    assert (view["stage"], view["progress"]) == ("download", 33.3)
+
+
+def test_a_view_left_in_redis_never_contradicts_an_ended_task(site: Site) -> None:
+    task_id = site.submit()
+    claim = site.claim(task_id)
+    site.claims.finish(claim, status=Status.FAILED, stage=Stage.LOOKUP, message="no", problem=None)
+    site.board.post(task_id, view_of(claim.task), live=True, fence=claim.fence)
+    assert site.http.get(f"/job-status/{task_id}").json()["status"] == "failed"
+
+
+def test_an_id_never_issued_is_404(site: Site) -> None:
+    for unknown in (NEVER, "x", "%00", "..%2f", "é", "' OR 1=1", NEVER.upper() + "A"):
+        assert site.http.get(f"/job-status/{unknown}").status_code == 404
+    assert_problem(site.http.get(f"/job-status/{NEVER}"), 404, "task_unknown")
+    assert_problem(site.http.get(f"/jobs/{NEVER}/history"), 404, "task_unknown")
+    assert_problem(site.http.get(f"/batch-status/{NEVER}"), 404, "batch_unknown")
+
+
+def test_the_history_has_every_step_in_order(site: Site) -> None:
+    task_id = site.submit()
+    site.claims.finish(site.claim(task_id), status=Status.FAILED, stage=Stage.LOOKUP, message="no files", problem=None)
+    body = site.http.get(f"/jobs/{task_id}/history").json()
+    assert body["task_id"] == task_id
+    assert [event["kind"] for event in body["events"]] == ["accepted", "claimed", "failed"]
+    assert body["events"][1]["actor"] == "w1"
+    assert set(body["events"][0]) == {"at", "attempt", "stage", "kind", "actor", "message"}
+    assert all(ISO.fullmatch(event["at"]) for event in body["events"])
+
+
+def test_active_jobs_are_filtered_and_paged(site: Site) -> None:
+    for number in range(5):
+        site.submit(job_id=f"job-{number}", username="ann" if number % 2 else "bob", campaign=f"c{number}")
+
+    def found(**query: Any) -> list[str]:
+        body = site.http.get("/jobs/active", params=query).json()
+        assert body["count"] == len(body["active_jobs"])
+        return [job["job_id"] for job in body["active_jobs"]]
+
+    assert found() == [f"job-{number}" for number in range(5)]
+    assert found(username="ann") == ["job-1", "job-3"]
+    assert found(campaign="c4") == ["job-4"]
+    assert found(status="processing") == []
+    seen, cursor = [], None
+    while True:
+        page = site.http.get("/jobs/active", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        assert page["total"] == 5
+        seen += [job["job_id"] for job in page["active_jobs"]]
+        cursor = page["cursor"]
+        if cursor is None:
+            break
+    assert seen == [f"job-{number}" for number in range(5)]
+
+
+# --- batches
+
+
+def batch_of(*job_ids: str) -> list[dict[str, Any]]:
+    return [{"job_id": job_id, "username": "ann", "campaign": "spring"} for job_id in job_ids]
+
+
+def test_a_batch_is_accepted_and_followed(site: Site) -> None:
+    answer = site.http.post("/process-batch", json=batch_of("a", "b", "c"))
+    assert answer.status_code == 202
+    body = answer.json()
+    assert set(body) == {"batch_id", "total_jobs", "jobs", "status", "message", "timestamp"}
+    assert (body["total_jobs"], body["status"]) == (3, "pending")
+    assert [job["job_id"] for job in body["jobs"]] == ["a", "b", "c"]
+    claim = site.claim(body["jobs"][0]["task_id"])
+    site.claims.finish(claim, status=Status.FAILED, stage=Stage.LOOKUP, message="no", problem=None)
+    view = site.http.get(f"/batch-status/{body['batch_id']}").json()
+    assert (view["batch_id"], view["status"], view["total_jobs"]) == (body["batch_id"], "processing", 3)
+    assert {status: count for status, count in view["counts"].items() if count} == {"pending": 2, "failed": 1}
+    assert view["percentage"] == pytest.approx(33.3)
+    assert [job["status"] for job in view["jobs"]] == ["failed", "pending", "pending"]
+    assert {job["batch_id"] for job in view["jobs"]} == {body["batch_id"]}
+
+
+def test_a_batch_is_paged(site: Site) -> None:
+    batch_id = site.http.post("/process-batch", json=batch_of("a", "b", "c")).json()["batch_id"]
+    first = site.http.get(f"/batch-status/{batch_id}?limit=2").json()
+    rest = site.http.get(f"/batch-status/{batch_id}", params={"limit": 2, "cursor": first["cursor"]}).json()
+    assert [job["job_id"] for page in (first, rest) for job in page["jobs"]] == ["a", "b", "c"]
+    assert rest["cursor"] is None
+
+
+def test_two_batches_of_one_user_are_two(site: Site) -> None:
+    batches = [site.http.post("/process-batch", json=batch_of(job_id)).json()["batch_id"] for job_id in ("a", "b")]
+    assert [site.http.get(f"/batch-status/{batch}").json()["jobs"][0]["job_id"] for batch in batches] == ["a", "b"]
+
+
+def test_a_job_named_twice_refuses_the_batch_naming_both_places(site: Site) -> None:
+    body = assert_problem(site.http.post("/process-batch", json=batch_of("a", "b", "a")), 422, "duplicate_jobs")
+    assert body["errors"] == [{"field": "[2].job_id", "message": "[0].job_id and [2].job_id are both 'a'."}]
+    assert site.http.get("/jobs/active").json()["count"] == 0
+
+
+def test_jobs_in_flight_refuse_the_batch_and_all_are_named(site: Site) -> None:
+    running = {job_id: site.submit(job_id=job_id) for job_id in ("b", "d")}
+    body = assert_problem(site.http.post("/process-batch", json=batch_of("a", "b", "c", "d")), 409, "already_running")
+    assert {job["job_id"]: job["task_id"] for job in body["running"]} == running
+    assert site.http.get("/jobs/active").json()["count"] == 2
+
+
+def test_one_bad_job_refuses_the_batch_naming_its_place(site: Site) -> None:
+    jobs = batch_of("a", "b", "c")
+    jobs[1]["job_id"] = "../b"
+    body = assert_problem(site.http.post("/process-batch", json=jobs), 422, "invalid_request")
+    assert [error["field"] for error in body["errors"]] == ["[1].job_id"]
+    assert site.http.get("/jobs/active").json()["count"] == 0
+
+
+@pytest.mark.parametrize("size", [0, 10_001])
+def test_a_batch_has_1_to_10000_jobs(site: Site, size: int) -> None:
+    answer = site.http.post("/process-batch", json=batch_of(*(f"job-{number}" for number in range(size))))
+    assert_problem(answer, 422, "invalid_request")
+
+
+def test_the_largest_batch_is_accepted(site: Site) -> None:
+    answer = site.http.post("/process-batch", json=batch_of(*(f"job-{number}" for number in range(10_000))))
+    assert answer.status_code == 202
+    assert len(answer.json()["jobs"]) == 10_000
+
+
+# --- the state of the service
+
+
+def test_the_root_names_the_service_and_links_its_documentation(site: Site) -> None:
+    body = site.http.get("/").json()
+    assert {"name", "version", "links"} <= set(body)
+    for link in body["links"].values():
+        assert site.http.get(link).status_code == 200
+
+
+def test_health_tells_of_every_part(site: Site) -> None:
+    body = site.http.get("/health").json()
+    assert (body["status"], body["redis"], body["database"], body["worker"]) == ("healthy", *["connected"] * 3)
+    assert "s3" not in body
+    assert ISO.fullmatch(body["timestamp"])
+
+
+def test_deep_health_asks_the_outside_parts_and_says_what_is_wrong(site: Site) -> None:
+    answer = site.http.get("/health?deep=true")
+    body = answer.json()
+    assert (answer.status_code, body["status"]) == (200, "degraded")
+    assert (body["s3"], body["sftp"]) == ("connected", "unavailable")
+    assert "sftp.partner:22" in body["problems"]["sftp"]
+
+
+def test_without_redis_jobs_are_accepted_and_health_is_degraded(site: Site) -> None:
+    site.board.away = site.queue.away = True
+    task_id = site.submit()
+    assert site.http.get(f"/job-status/{task_id}").json()["status"] == "pending"
+    answer = site.http.get("/health")
+    assert (answer.status_code, answer.json()["status"], answer.json()["redis"]) == (200, "degraded", "unavailable")
+    assert site.http.get("/readyz").status_code == 200
+
+
+def test_memory_stats_tell_what_is_used_and_what_it_allows(site: Site) -> None:
+    body = site.http.get("/memory-stats").json()
+    assert body["system"]["used_percent"] == 20.0
+    assert body["process"]["rss_bytes"] == 1
+    assert body["accepting_jobs"] is True
+    assert body["recommended_concurrency"] >= 1
+    site.host.figures = MemoryHost(used=91).figures
+    assert site.http.get("/memory-stats").json()["accepting_jobs"] is False
+
+
+def test_celery_stats_have_the_workers_and_the_queue(site: Site) -> None:
+    body = site.http.get("/celery-stats").json()
+    assert {"active", "scheduled", "stats", "workers", "queues", "timestamp"} <= set(body)
+    assert body["workers"] == ["celery@here"]
+    assert body["queues"] == {"ncr_jobs": 0}

@@ -1,0 +1,151 @@
+"""What the API refuses, and how it says so: always a problem that names the field, never a crash."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from api_server import JOB, SETTINGS, Site, assert_problem, serve
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.entrypoints.api.app import create_app
+from ncr_upload.entrypoints.api.middleware import MAX_BODY_BYTES
+
+
+@contextmanager
+def start_site() -> Iterator[Site]:
+    ledger, board, queue, host = MemoryLedger(), MemoryStatusBoard(), MemoryJobQueue(), MemoryHost()
+    ports = ApiPorts(ledger, board, queue, host, "ncr_jobs", lambda: None, {})
+    with serve(create_app(ports, SETTINGS)) as http:
+        yield Site(http, ports, ledger, board, queue, host)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """One for all tests here that have nothing accepted."""
+    with start_site() as site:
+        yield site
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        *(({"job_id": bad}, "job_id") for bad in ("", ".hidden", "../x", "a/b", "a b", "12;", "é", "x" * 129, "a\n", 7, None)),
+        *(({"username": bad}, "username") for bad in ("", "a\nb", "a\x00b", "\u202eabc", "x" * 129, 7, None, ["ann"])),
+        *(({"campaign": bad}, "campaign") for bad in ("", "tab\t", "x" * 129, True)),
+        *(({"row_id": bad}, "row_id") for bad in (0, -1, 2**63, 1.5, 7.0, "7", True, [])),
+        ({"rowid": 7}, "rowid"),
+    ],
+)
+def test_bad_input_is_422_naming_the_field(site: Site, change: dict[str, Any], field: str) -> None:
+    body = assert_problem(site.http.post("/process-job", json=JOB | change), 422, "invalid_request")
+    assert [error["field"] for error in body["errors"]] == [field]
+    assert body["detail"].startswith(f"{field}: ")
+    assert site.http.get("/jobs/active").json()["count"] == 0
+
+
+@pytest.mark.parametrize("field", ["job_id", "username", "campaign"])
+def test_a_missing_field_is_named(site: Site, field: str) -> None:
+    job = {name: value for name, value in JOB.items() if name != field}
+    body = assert_problem(site.http.post("/process-job", json=job), 422, "invalid_request")
+    assert [error["field"] for error in body["errors"]] == [field]
+
+
+@pytest.mark.parametrize("good", ["a", "_", "-x", "A.b-c_9", "x" * 128])
+def test_every_job_id_within_the_rules_is_accepted(good: str) -> None:
+    with start_site() as site:
+        assert site.http.post("/process-job", json=JOB | {"job_id": good}).status_code == 202
+
+
+@pytest.mark.parametrize("good", [" ", "Zoë Ångström", "日本", "x" * 128, "a'; DROP TABLE ncr_jobs; --", "<b>"])
+def test_names_are_kept_as_they_were_sent(good: str) -> None:
+    with start_site() as site:
+        task_id = site.submit(username=good, campaign=good)
+        view = site.http.get(f"/job-status/{task_id}").json()
+        assert (view["username"], view["campaign"]) == (good, good)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"7",
+        b'"job-1"',
+        b'{"job_id": NaN}',
+        b"\xff\xfe",
+        b"[" * 50_000,
+        b'{"job_id": ' + b"9" * 5000 + b"}",
+        b'{"x\\ud800": 1}',
+    ],
+)
+@pytest.mark.parametrize("path", ["/process-job", "/process-batch"])
+def test_a_body_that_is_no_job_is_422(site: Site, path: str, body: bytes) -> None:
+    assert_problem(site.http.post(path, content=body, headers={"Content-Type": "application/json"}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_only_json_is_read_so_no_web_page_can_post_a_form_here(site: Site, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = site.http.post("/process-job", content=b'{"job_id":"a","username":"a","campaign":"a"}', headers=headers)
+    body = assert_problem(answer, 422, "invalid_request")
+    assert "application/json" in body["detail"]
+
+
+def test_a_body_over_the_limit_is_413_before_any_of_it_is_sent(site: Site) -> None:
+    url = site.http.base_url
+    with socket.create_connection((url.host, url.port or 0), timeout=20) as connection:
+        lines = (
+            "POST /process-job HTTP/1.1",
+            f"Host: {url.host}",
+            "Content-Type: application/json",
+            f"Content-Length: {MAX_BODY_BYTES + 1}",
+        )
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = connection.makefile("rb").read()  # to the end: the connection is closed too
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in answer
+
+
+def test_a_chunked_body_over_the_limit_is_413_too(site: Site) -> None:
+    chunks = (b" " * 65536 for _ in range(MAX_BODY_BYTES // 65536 + 1))
+    assert_problem(
+        site.http.post("/process-job", content=chunks, headers={"Content-Type": "application/json"}), 413, "body_too_large"
+    )
+
+
+def test_a_body_at_the_limit_is_read(site: Site) -> None:
+    answer = site.http.post(
+        "/process-job", content=b'{"job_id":"."}'.ljust(MAX_BODY_BYTES), headers={"Content-Type": "application/json"}
+    )
+    assert_problem(answer, 422, "invalid_request")
+
+
+def test_an_unknown_address_and_a_wrong_method_are_problems(site: Site) -> None:
+    assert_problem(site.http.get("/nowhere"), 404, "not_found")
+    answer = site.http.get("/process-job")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=x", "limit"),
+        ("status=done", "status"),
+        ("username=%00", "username"),
+        ("campaign=", "campaign"),
+        ("cursor=%27", "cursor"),
+    ],
+)
+def test_a_bad_filter_is_422_naming_it(site: Site, query: str, field: str) -> None:
+    body = assert_problem(site.http.get(f"/jobs/active?{query}"), 422, "invalid_request")
+    assert [error["field"] for error in body["errors"]] == [field]
