@@ -41,10 +41,15 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of one API process. `database` is as wide as the connection pool is deep."""
+    """The lanes of one API process. Reading has its own, so that a rush of submits keeps nobody from following a job.
 
-    def __init__(self) -> None:
-        self.database = Lane("database", 8)
+    `submit_threads`: 1 where the database has one writer at a time (SQLite). There submits wait here in line; left to
+    fight for its lock, some would win at once and some not within seconds.
+    """
+
+    def __init__(self, *, submit_threads: int = 4) -> None:
+        self.submit = Lane("database", submit_threads)
+        self.database = Lane("database", 6)
         self.redis = Lane("redis", 4)
         self.queue = Lane("queue", 4)
         self.worker = Lane("worker", 2)

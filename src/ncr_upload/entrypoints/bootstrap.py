@@ -26,6 +26,7 @@ from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
+from ncr_upload.application.lanes import Lanes
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.recovery import SweepPorts
 from ncr_upload.domain.admission import AdmissionLimits
@@ -194,6 +195,7 @@ def make_api() -> FastAPI:
         queue_name=celery_queue.QUEUE,
         check_database=lambda: check_database(engine),
         deep_probes=_make_probes(settings),
+        lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
     )
     if settings.migrate_on_start:
         threading.Thread(target=wait_for_tables, args=(settings,), name="upgrade", daemon=True).start()

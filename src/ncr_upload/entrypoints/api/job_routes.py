@@ -42,7 +42,7 @@ async def process_job(body: models.JobRequest, request: Request, api: In) -> dic
     the job, but its answer was lost), the repeat is answered 409 with the task.
     """
     job, ports = body.to_job(), api.ports
-    answer = await ports.lanes.database.run(
+    answer = await ports.lanes.submit.run(
         lambda: submit(job, ledger=ports.ledger, host=ports.host, doorbell=api.doorbell, limits=api.limits)
     )
     task = _accepted(answer, api).tasks[0]
@@ -73,7 +73,7 @@ async def process_batch(
     409 names every job that is already in flight; a job named twice is a 422. A 503 is as for `/process-job`."""
     jobs, ports = [job.to_job() for job in body], api.ports
     _refuse_repeated(jobs)
-    answer = await ports.lanes.database.run(
+    answer = await ports.lanes.submit.run(
         lambda: submit_batch(
             jobs,
             batch_size=api.settings.batch_size,
