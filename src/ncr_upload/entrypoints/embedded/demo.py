@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from ncr_upload.adapters.sql.engine import open_engine
+from ncr_upload.domain.errors import DeliveryError
 from ncr_upload.entrypoints.embedded.demo_display import Display
 from ncr_upload.entrypoints.embedded.dev import StopSignal, say
 from ncr_upload.entrypoints.embedded.endpoints import Endpoints, read_endpoints
@@ -83,7 +84,7 @@ async def _run(stack: Stack, display: Display, keep: bool) -> int:
         if keep:
             display.say(f"the stack stays up: {stack.site.url('api')}/docs, keys in {stack.site.state_dir / ENDPOINTS_NAME}")
             await stopped.wait()
-    except (PartFailed, PartMissing) as error:
+    except (PartFailed, PartMissing, DeliveryError) as error:
         say(f"error: {error}")
         return 1
     finally:

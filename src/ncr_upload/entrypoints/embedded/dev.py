@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+from ncr_upload.domain.errors import DeliveryError
 from ncr_upload.entrypoints.embedded.parts import PartMissing, Site
 from ncr_upload.entrypoints.embedded.samples import SEED_README_JOBS, arm_seed_readme_jobs
 from ncr_upload.entrypoints.embedded.sockets import LOOPBACK
@@ -50,7 +51,7 @@ async def _run(stack: Stack) -> int:
         if not stopped.is_set():
             say(_summary(stack, time.monotonic() - began))
             await stopped.wait()
-    except (PartFailed, PartMissing) as error:
+    except (PartFailed, PartMissing, DeliveryError) as error:
         say(f"error: {error}")
         return 1
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from ncr_upload.adapters.sql.engine import open_engine
+from ncr_upload.adapters.sql.engine import open_engine, translated_errors
 from ncr_upload.entrypoints.embedded.credentials import load_credentials
 from ncr_upload.entrypoints.embedded.endpoints import Endpoints, describe, write_endpoints
 from ncr_upload.entrypoints.embedded.host_key import load_public_key
@@ -84,7 +84,8 @@ class Stack:
 
     async def start(self, *, prepare: Callable[[Site], None] | None = None) -> None:
         """Returns once every part is ready, the studio's tables exist, and `prepare` has run (in a thread, when object
-        storage answers; it may put files and jobs in place). Raises `PartFailed`, `PartMissing`."""
+        storage answers; it may put files and jobs in place). Raises `PartFailed`, `PartMissing`, and `Unavailable` when
+        the database does not answer."""
         self._make_folders()
         self._remove_files()
         self._supervisor = Supervisor(
@@ -94,12 +95,14 @@ class Stack:
             on_restart=self._write_files,
             tell=self._tell,
         )
+        starting = asyncio.create_task(self._supervisor.start())
         preparing = asyncio.create_task(self._prepare(self._supervisor, prepare))
         try:
-            await self._supervisor.start()
-            await preparing
+            await asyncio.gather(starting, preparing)
         finally:
-            preparing.cancel()
+            for task in (starting, preparing):
+                task.cancel()
+            await asyncio.gather(starting, preparing, return_exceptions=True)
         self._write_files()
 
     async def _prepare(self, supervisor: Supervisor, prepare: Callable[[Site], None] | None) -> None:
@@ -111,7 +114,8 @@ class Stack:
     def _create_tables(self) -> None:
         engine = open_engine(self.site.database_url, pool_size=1)
         try:
-            create_tables(engine)
+            with translated_errors(engine):
+                create_tables(engine)
         finally:
             engine.dispose()
 

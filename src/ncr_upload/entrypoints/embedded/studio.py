@@ -28,6 +28,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects.mysql import MEDIUMTEXT
 from sqlalchemy.dialects.sqlite import DATETIME as SQLITE_DATETIME
 
 _META = MetaData()
@@ -71,7 +72,7 @@ MODEL_VALIDATION = Table(
     _id(),
     Column("job_id", String(128), nullable=False, unique=True),
     Column("response", Integer),
-    Column("json", Text(2**24 - 1)),
+    Column("json", Text().with_variant(MEDIUMTEXT(), "mysql", "mariadb")),
 )
 VALIDATION_FAILED_REQ = Table(
     "validation_failed_req",
