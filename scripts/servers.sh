@@ -1,21 +1,42 @@
 #!/usr/bin/env bash
 # The servers the tests talk to that no Python package brings: OpenSSH's sshd and Chromium.
 # Installed where they can be (root on Debian or Ubuntu); otherwise named, and the tests that need them say so.
+# No service of them is started, now or at the next boot.
 set -euo pipefail
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 declare -A package=([sshd]=openssh-server [chromium]=chromium)
-missing=()
-for program in "${!package[@]}"; do
-  command -v "$program" >/dev/null || test -x "/usr/sbin/$program" || missing+=("$program")
-done
+
+list_missing() {
+  for program in "${!package[@]}"; do
+    command -v "$program" >/dev/null || echo "$program"
+  done
+}
+
+install_packages() {
+  local policy=/usr/sbin/policy-rc.d
+  export DEBIAN_FRONTEND=noninteractive
+  if [[ ! -e $policy ]]; then # Debian starts a service that it installs, unless this file says no
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+  fi
+  apt-get update -qq -o DPkg::Lock::Timeout=120 || return
+  for program in "$@"; do
+    apt-get install -y -qq -o DPkg::Lock::Timeout=120 --no-install-recommends "${package[$program]}" || return
+    if [[ $program == sshd ]]; then
+      update-rc.d ssh disable || true
+      systemctl disable ssh.service ssh.socket || true
+    fi
+  done
+}
+
+mapfile -t missing < <(list_missing)
 ((${#missing[@]} == 0)) && exit 0
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
   echo "servers: installing ${missing[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  # Debian starts a service it installs, where an init system runs; these are only for the tests.
-  for program in "${missing[@]}"; do
-    RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${package[$program]}" >/dev/null
-  done
-else
-  echo "servers: not installed: ${missing[*]} (the tests that need them will say so)" >&2
+  if ! output=$(install_packages "${missing[@]}" 2>&1); then
+    tail -n 20 <<<"$output" >&2
+  fi
+  mapfile -t missing < <(list_missing)
 fi
+((${#missing[@]} == 0)) || echo "servers: not installed: ${missing[*]} (the tests that need them will say so)" >&2

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from ncr_upload import __version__
 from ncr_upload.application import queries
 from ncr_upload.application.health import ServiceState, check_health, check_ready
 from ncr_upload.entrypoints.api import models
@@ -15,7 +15,7 @@ from ncr_upload.entrypoints.api.context import In, now
 from ncr_upload.entrypoints.api.problems import ProblemFound, document
 
 NAME = "NCR Upload API"
-VERSION = version("ncr-upload")
+VERSION = __version__
 
 router = APIRouter(tags=["Monitoring"])
 
