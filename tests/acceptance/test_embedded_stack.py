@@ -264,7 +264,7 @@ def test_a_part_that_cannot_start_is_named_and_nothing_is_left_running(tmp_path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert "did not start: exited with status" in done.stderr
-    assert "lease_seconds" in done.stderr, "the end of the part's log is shown"
+    assert "LEASE_SECONDS" in done.stderr, "the end of the part's log is shown"
     assert not (tmp_path / "e.json").exists()
     running = [
         process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])

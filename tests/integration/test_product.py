@@ -33,7 +33,7 @@ def judge(package: Product, folder: Path) -> dict[str, Any]:
             file.writestr(path, data)
     command = [sys.executable, "-m", "ncr_validator", "check", str(archive), "--sku", package.sku, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.returncode == 2 and "npm" in done.stderr and not os.environ.get("CI"):
+    if done.returncode == 2 and "fetch-engine" in done.stderr and not os.environ.get("CI"):
         pytest.skip(f"the Khronos engine is not installed: {done.stderr.strip()}")
     assert done.returncode in (0, 1), done.stderr
     report: dict[str, Any] = json.loads(done.stdout)

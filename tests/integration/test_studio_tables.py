@@ -7,10 +7,20 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Dialect, Engine, text
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.schema import CreateTable
 
 from ncr_upload.adapters.sql.engine import open_engine
-from ncr_upload.entrypoints.embedded.studio import Listed, RowTaken, add_job, create_tables, missing_tables, read_rows
+from ncr_upload.entrypoints.embedded.studio import (
+    MODEL_VALIDATION,
+    Listed,
+    RowTaken,
+    add_job,
+    create_tables,
+    missing_tables,
+    read_rows,
+)
 
 NOON = datetime(2026, 11, 23, 12, 0, 0)  # noqa: DTZ001 - studio time carries no zone
 
@@ -34,6 +44,11 @@ def test_every_table_of_the_studio_is_made_and_making_them_again_keeps_their_row
     create_tables(engine)
     assert missing_tables(engine) == set()
     assert ask(engine, "SELECT job_id FROM job_details") == [("job-1",)]
+
+
+@pytest.mark.parametrize(("dialect", "kind"), [(postgresql.dialect(), "TEXT"), (mysql.dialect(), "MEDIUMTEXT")])
+def test_a_long_verdict_has_room_in_the_studios_databases(dialect: Dialect, kind: str) -> None:
+    assert f"json {kind}," in str(CreateTable(MODEL_VALIDATION).compile(dialect=dialect)).replace(" \n", "\n")
 
 
 def test_an_outsider_can_insert_with_few_columns(engine: Engine) -> None:

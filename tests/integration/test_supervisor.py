@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,12 +187,21 @@ asyncio.run(run())
 
 
 def test_a_taken_api_port_is_refused_naming_it(tmp_path: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StackRefused, match=f"port {port}.*--port"):
             Stack(tmp_path, api_port=port, tell=print)
+
+
+def test_the_wanted_redis_port_is_used_when_free_and_another_when_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        other = Stack(tmp_path, redis_port=port, tell=print)
+        assert other.site.ports["redis"] != port
+    asyncio.run(other.stop())
+    wanted = Stack(tmp_path, redis_port=port, tell=print)
+    assert wanted.site.ports["redis"] == port
+    asyncio.run(wanted.stop())
 
 
 def test_a_second_stack_on_the_same_folder_is_refused(tmp_path: Path) -> None:
