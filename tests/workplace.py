@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from ncr_upload.application.attempts import run_task
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
-from ncr_upload.entrypoints import bootstrap
+from ncr_upload.entrypoints.bootstrap import deliveries
 from ncr_upload.entrypoints.embedded.product import Product
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job
 from ncr_upload.entrypoints.settings import Settings
@@ -65,13 +65,13 @@ class Workplace:
     def attempt(self, task: Task) -> Task:
         """One attempt; the task as it is afterwards."""
         ports = self.ports()
-        run_task(task.task_id, ports, bootstrap.make_worker_options(self.settings, "test-worker"))
+        run_task(task.task_id, ports, deliveries.make_worker_options(self.settings, "test-worker"))
         found = ports.submissions.task(task.task_id)
         assert found is not None
         return found
 
     def ports(self) -> Any:
-        return bootstrap.make_worker_ports(self.settings)
+        return deliveries.make_worker_ports(self.settings)
 
     def delivered(self, job_id: str) -> dict[str, bytes] | None:
         """What the partner sees of the job: path below the job's folder → content; None if there is no such folder."""

@@ -334,3 +334,16 @@ def _uploading(ledger: Ledger, task: Task) -> Claim:
     for status in (Status.VALIDATION_PASSED, Status.UPLOADING):
         ledger.claims.advance(claim, status=status, stage=Stage.UPLOAD, message="")
     return claim
+
+
+def test_a_second_start_finds_nothing_to_migrate(ledger: Ledger) -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    from ncr_upload import migrations
+    from ncr_upload.migrations.apply import newest_revision, upgrade
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert newest_revision() == ScriptDirectory.from_config(config).get_current_head()
+    assert upgrade(ledger.engine) == (newest_revision(), newest_revision())

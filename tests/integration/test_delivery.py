@@ -83,7 +83,7 @@ def test_a_worker_that_dies_after_publishing_leaves_one_delivery_and_one_record(
 ) -> None:
     """The crash is an exception nothing may catch here; tests/acceptance kills real processes."""
     from ncr_upload.application.attempts import run_task
-    from ncr_upload.entrypoints import bootstrap
+    from ncr_upload.entrypoints.bootstrap import deliveries
 
     class Killed(BaseException):
         pass
@@ -94,7 +94,7 @@ def test_a_worker_that_dies_after_publishing_leaves_one_delivery_and_one_record(
 
     workplace.place(point.replace(":", "-"), product)
     (task,) = workplace.submit(point.replace(":", "-"))
-    options = bootstrap.make_worker_options(workplace.settings, "doomed")
+    options = deliveries.make_worker_options(workplace.settings, "doomed")
     with pytest.raises(Killed):
         run_task(task.task_id, workplace.ports(), options, die)
     assert workplace.studio_rows("email") == []

@@ -60,7 +60,7 @@ def api(
     settings = load_settings()
     set_up_logs(settings)
     uvicorn.run(
-        "ncr_upload.entrypoints.bootstrap:make_api",
+        "ncr_upload.entrypoints.bootstrap.api:make_api",
         factory=True,
         host=settings.api_host,
         port=settings.api_port,
@@ -80,13 +80,14 @@ def worker(
     ] = None,
 ) -> None:
     """Run a Celery worker (prefork) that carries out jobs."""
-    from ncr_upload.entrypoints import bootstrap, programs
+    from ncr_upload.entrypoints import programs
+    from ncr_upload.entrypoints.bootstrap import deliveries
     from ncr_upload.entrypoints.settings import load_settings
 
     settings = load_settings()
     try:
-        bootstrap.require_worker_settings(settings)
-    except bootstrap.SettingsMissing as missing:
+        deliveries.require_worker_settings(settings)
+    except deliveries.SettingsMissing as missing:
         _stop(str(missing))
     programs.run_worker(settings, concurrency)
 
@@ -142,11 +143,11 @@ def demo(
 def upgrade_database() -> None:
     """Bring the service's own tables (ncr_*) to this release. The studio's tables are never touched."""
     from ncr_upload.domain.errors import DeliveryError
-    from ncr_upload.entrypoints import bootstrap
+    from ncr_upload.entrypoints.bootstrap.records import upgrade_database as upgrade
     from ncr_upload.entrypoints.settings import load_settings
 
     try:
-        before, after = bootstrap.upgrade_database(load_settings())
+        before, after = upgrade(load_settings())
     except DeliveryError as error:
         _stop(str(error), code=1)
     typer.echo(f"already at {after}" if before == after else f"upgraded from {before or 'nothing'} to {after}")

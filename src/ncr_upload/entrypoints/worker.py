@@ -1,7 +1,6 @@
-"""The Celery application: a worker that answers the doorbell, and beat, which sweeps.
+"""The worker's Celery application: it answers the doorbell.
 
 celery -A ncr_upload.entrypoints.worker worker
-celery -A ncr_upload.entrypoints.worker beat -S ncr_upload.entrypoints.worker:SweepScheduler
 """
 
 from __future__ import annotations
@@ -13,33 +12,31 @@ from typing import Any
 
 import structlog
 from celery import signals
-from celery.beat import ScheduleEntry, Scheduler
 
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
-from ncr_upload.application.recovery import SweepPorts, release_and_ring, sweep
+from ncr_upload.application.recovery import SweepPorts, release_and_ring
 from ncr_upload.domain.errors import DeliveryError, Unavailable
-from ncr_upload.entrypoints import bootstrap
+from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports
 from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
 
 log = structlog.get_logger("ncr.worker")
 settings = load_settings()
-app = bootstrap.make_celery(settings)
-app.conf.beat_schedule = {"sweep": {"task": "ncr.sweep", "schedule": settings.sweep_seconds}}
-app.conf.beat_max_loop_interval = settings.sweep_seconds
+app = make_celery(settings)
 reach = crash_points(os.environ)
 
 
 @lru_cache(maxsize=1)
 def _worker_parts(_process: int) -> tuple[WorkerPorts, WorkerOptions]:
     name = f"{socket.gethostname()}:{os.getpid()}"
-    return bootstrap.make_worker_ports(settings), bootstrap.make_worker_options(settings, name)
+    return make_worker_ports(settings), make_worker_options(settings, name)
 
 
 @lru_cache(maxsize=1)
 def _sweep_parts(_process: int) -> SweepPorts:
-    return bootstrap.make_sweep_ports(settings, app)
+    return make_sweep_ports(settings, app)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
@@ -79,27 +76,3 @@ def _log(settled: Settled) -> None:
         log.warning("task_settled", **facts, code=failure.code)
     else:
         log.info("task_settled", **facts)
-
-
-@app.task(name="ncr.sweep")  # type: ignore[untyped-decorator]
-def run_sweep() -> None:
-    """One sweep: see `application.recovery`."""
-    try:
-        swept = sweep(_sweep_parts(os.getpid()), batch_size=settings.batch_size, work_dir=settings.work_dir)
-    except Unavailable as error:
-        log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
-        return
-    if swept.rung or swept.released or swept.given_up or swept.workspaces:
-        log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up), workspaces=swept.workspaces)
-
-
-class SweepScheduler(Scheduler):  # type: ignore[misc]
-    """Runs what is due in beat's own process, so that sweeping needs neither Redis nor a free worker."""
-
-    producer = None
-
-    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:  # noqa: ARG002 - Celery's signature
-        try:
-            self.app.tasks[entry.task].run()
-        except Exception:
-            log.exception("schedule_failed", schedule=entry.name)

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, inspect, text
 
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("path_separator", "os")
-    return config
+VERSION_TABLE = "ncr_alembic_version"
 
 
 def newest_revision() -> str:
-    """The revision this release needs."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    assert head is not None
-    return head
+    """The revision this release needs: that of the last file in `versions/`, which are numbered in order."""
+    return max(path.name.split("_")[0] for path in (Path(__file__).parent / "versions").glob("[0-9]*_*.py"))
 
 
 def current_revision(engine: Engine) -> str | None:
     """The revision the database is at; None before the first migration."""
     with engine.connect() as connection:
-        return _current(connection)
+        return _read_revision(connection)
 
 
-def _current(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection, opts={"version_table": "ncr_alembic_version"}).get_current_revision()
+def _read_revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
+    return found
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str]:
@@ -44,15 +36,25 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     with engine.connect() as connection:
         _take_lock(connection)
         try:
-            before = _current(connection)
+            before = _read_revision(connection)
             if before != head:
-                config = _config()
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                _migrate(connection, head)
             connection.commit()
         finally:
             _leave_lock(connection)
     return before, head
+
+
+def _migrate(connection: Connection, to: str) -> None:
+    # Alembic is slow to load, and every start but the first finds nothing to do.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)
 
 
 def _take_lock(connection: Connection) -> None:

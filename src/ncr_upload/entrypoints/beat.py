@@ -1,0 +1,59 @@
+"""Beat's Celery application: it sweeps.
+
+celery -A ncr_upload.entrypoints.beat beat -S ncr_upload.entrypoints.beat:SweepScheduler
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from celery import signals
+from celery.beat import ScheduleEntry, Scheduler
+
+from ncr_upload.application.recovery import SweepPorts, sweep
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports
+from ncr_upload.entrypoints.logs import set_up_logs
+from ncr_upload.entrypoints.settings import load_settings
+
+log = structlog.get_logger("ncr.beat")
+settings = load_settings()
+app = make_celery(settings)
+app.conf.beat_schedule = {"sweep": {"task": "ncr.sweep", "schedule": settings.sweep_seconds}}
+app.conf.beat_max_loop_interval = settings.sweep_seconds
+
+
+@lru_cache(maxsize=1)
+def _sweep_parts() -> SweepPorts:
+    return make_sweep_ports(settings, app)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _keep_our_logs(**_: Any) -> None:
+    set_up_logs(settings)
+
+
+@app.task(name="ncr.sweep")  # type: ignore[untyped-decorator]
+def run_sweep() -> None:
+    """One sweep: see `application.recovery`."""
+    try:
+        swept = sweep(_sweep_parts(), batch_size=settings.batch_size, work_dir=settings.work_dir)
+    except Unavailable as error:
+        log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
+        return
+    if swept.rung or swept.released or swept.given_up or swept.workspaces:
+        log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up), workspaces=swept.workspaces)
+
+
+class SweepScheduler(Scheduler):  # type: ignore[misc]
+    """Runs what is due in beat's own process, so that sweeping needs neither Redis nor a free worker."""
+
+    producer = None
+
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:  # noqa: ARG002 - Celery's signature
+        try:
+            self.app.tasks[entry.task].run()
+        except Exception:
+            log.exception("schedule_failed", schedule=entry.name)

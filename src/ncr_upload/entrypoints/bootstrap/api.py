@@ -1,0 +1,69 @@
+"""The API. The libraries that only `/health?deep=true` needs are loaded when it is first asked."""
+
+from __future__ import annotations
+
+import threading
+
+from fastapi import FastAPI
+
+from ncr_upload.adapters import celery_queue
+from ncr_upload.adapters.host import MachineHost
+from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.application.api_ports import ApiPorts, Probe
+from ncr_upload.application.lanes import Lanes
+from ncr_upload.entrypoints.api.app import create_app
+from ncr_upload.entrypoints.bootstrap.records import (
+    check_database,
+    make_board,
+    make_celery,
+    make_engine,
+    make_queue,
+    wait_for_tables,
+)
+from ncr_upload.entrypoints.logs import set_up_logs
+from ncr_upload.entrypoints.settings import Settings, load_settings
+
+
+def make_api() -> FastAPI:
+    """The API, for uvicorn. It starts, and says what is wrong, even while its database is away."""
+    settings = load_settings()
+    set_up_logs(settings)
+    engine = make_engine(settings, pool_size=8)
+    ports = ApiPorts(
+        ledger=SqlSubmissions(engine, max_attempts=settings.max_attempts),
+        board=make_board(settings),
+        queue=make_queue(settings, make_celery(settings)),
+        host=MachineHost(),
+        queue_name=celery_queue.QUEUE,
+        check_database=lambda: check_database(engine),
+        deep_probes=_make_probes(settings),
+        lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
+    )
+    if settings.migrate_on_start:
+        threading.Thread(target=wait_for_tables, args=(settings,), name="upgrade", daemon=True).start()
+    return create_app(ports, settings)
+
+
+def _make_probes(settings: Settings) -> dict[str, Probe]:
+    """The outside parts that are set; the API itself needs none of them."""
+    found: dict[str, Probe] = {}
+    if settings.wasabi_endpoint and settings.bucket_name:
+        found["s3"] = lambda: _load_probe("s3", settings)()
+    if settings.sftp_host:
+        found["sftp"] = lambda: _load_probe("sftp", settings)()
+    if settings.validator_api_url:
+        found["validator"] = lambda: _load_probe("validator", settings)()
+    return found
+
+
+def _load_probe(part: str, settings: Settings) -> Probe:
+    from ncr_upload.entrypoints import probes
+    from ncr_upload.entrypoints.bootstrap import deliveries
+
+    match part:
+        case "s3":
+            return probes.probe_store(deliveries.make_store(settings))
+        case "sftp":
+            return probes.probe_dropoff(deliveries.make_dropoff(settings))
+        case _:
+            return probes.probe_validator(settings.validator_api_url or "")

@@ -1,0 +1,117 @@
+"""The worker: everything an attempt touches."""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo
+
+from pydantic import SecretStr
+
+from ncr_upload.adapters.host import MachineHost
+from ncr_upload.adapters.http_validator import HttpValidator
+from ncr_upload.adapters.object_store import S3ObjectStore
+from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
+from ncr_upload.adapters.sql.catalogue import SqlCatalogue
+from ncr_upload.adapters.sql.claims import SqlClaims
+from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
+from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
+from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.retries import RetryLimits
+from ncr_upload.entrypoints.bootstrap.records import make_board, make_engine
+from ncr_upload.entrypoints.settings import Settings
+
+
+class SettingsMissing(Exception):
+    """Settings a program cannot do without; the message names them."""
+
+
+def require_worker_settings(settings: Settings) -> None:
+    """Raises `SettingsMissing` naming every setting a worker lacks."""
+    missing = [
+        name.upper()
+        for name in ("wasabi_endpoint", "wasabi_access_key", "wasabi_secret_key", "bucket_name", "sftp_host", "sftp_username")
+        if getattr(settings, name) is None
+    ]
+    if settings.sftp_host_key is None and settings.sftp_known_hosts is None:
+        missing.append("SFTP_HOST_KEY or SFTP_KNOWN_HOSTS")
+    if settings.sftp_password is None and settings.sftp_private_key is None and not settings.sftp_agent:
+        missing.append("SFTP_PASSWORD, SFTP_PRIVATE_KEY or SFTP_AGENT")
+    if settings.validator_api_url is not None and settings.validator_api_key is None:
+        missing.append("VALIDATOR_API_KEY")
+    if missing:
+        raise SettingsMissing(f"not set: {'; '.join(missing)}. Set them in the environment or in .env (see env_sample).")
+
+
+def make_worker_ports(settings: Settings) -> WorkerPorts:
+    """For one worker process, after its fork."""
+    engine = make_engine(settings, pool_size=2)
+    pipeline = PipelinePorts(
+        claims=SqlClaims(engine),
+        catalogue=SqlCatalogue(engine, ZoneInfo(settings.timezone)),
+        store=make_store(settings),
+        archiver=ZipArchiver(),
+        validator=make_validator(settings),
+        dropoff=make_dropoff(settings),
+        host=MachineHost(),
+    )
+    submissions = SqlSubmissions(engine, max_attempts=settings.max_attempts)
+    return WorkerPorts(pipeline, submissions, make_board(settings))
+
+
+def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
+    return WorkerOptions(
+        name=name,
+        lease_seconds=settings.lease_seconds,
+        lease_renew_seconds=settings.lease_renew_seconds,
+        retry_limits=RetryLimits(settings.max_attempts, settings.retry_base_seconds, settings.retry_max_seconds),
+        park_seconds=settings.park_hours * 3600,
+        pipeline=PipelineOptions(
+            work_dir=settings.work_dir,
+            file_selection=settings.file_selection,
+            layout_collisions=settings.layout_collisions,
+            download_concurrency=settings.download_concurrency,
+            admission=AdmissionLimits(settings.max_memory_usage_percent),
+        ),
+    )
+
+
+def make_store(settings: Settings) -> S3ObjectStore:
+    return S3ObjectStore(
+        endpoint=settings.wasabi_endpoint or "",
+        region=settings.wasabi_region,
+        access_key=_open(settings.wasabi_access_key),
+        secret_key=_open(settings.wasabi_secret_key),
+        bucket=settings.bucket_name or "",
+        verify_etag_md5=settings.verify_etag_md5,
+    )
+
+
+def make_validator(settings: Settings) -> HttpValidator:
+    return HttpValidator(
+        url=settings.validator_api_url or "",
+        api_key=_open(settings.validator_api_key),
+        key_header=settings.validator_api_key_header,
+        timeout_seconds=settings.validator_timeout_seconds,
+    )
+
+
+def make_dropoff(settings: Settings) -> SftpDropoff:
+    login = SftpLogin(
+        host=settings.sftp_host or "",
+        port=settings.sftp_port,
+        username=settings.sftp_username or "",
+        password=_open(settings.sftp_password) or None,
+        private_key=settings.sftp_private_key,
+        passphrase=_open(settings.sftp_private_key_passphrase) or None,
+        agent=settings.sftp_agent,
+        host_key=settings.sftp_host_key,
+        known_hosts=settings.sftp_known_hosts,
+    )
+    return SftpDropoff(
+        login, base_dir=settings.sftp_base_dir, channels=settings.sftp_channels, timeout_seconds=settings.sftp_timeout_seconds
+    )
+
+
+def _open(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret is not None else ""
