@@ -131,10 +131,10 @@ def test_a_link_that_becomes_a_way_out_by_being_moved_stays_closed(server: Serve
     (server.root.parent / "secret").write_text("outside")
 
     async def work(sftp: asyncssh.SFTPClient) -> None:
-        await sftp.makedirs("/a/b")
-        await sftp.symlink("../../secret", "/a/b/link")
-        await sftp.rename("/a/b/link", "/moved_link")
-        with pytest.raises((asyncssh.SFTPPermissionDenied, asyncssh.SFTPNoSuchFile)):
+        await sftp.makedirs("/a")
+        await sftp.symlink("../secret", "/a/link")
+        await sftp.rename("/a/link", "/moved_link")
+        with pytest.raises(asyncssh.SFTPPermissionDenied):
             await sftp.open("/moved_link", "rb")
         await sftp.remove("/moved_link")
 

@@ -34,7 +34,7 @@ class RootedFiles(asyncssh.SFTPServer):
 
     def map_path(self, path: bytes) -> bytes:
         local = self._local(path)
-        #MUT self._confine(local.resolve())
+        self._confine(local.resolve())
         return os.fsencode(local)
 
     def _map_entry(self, path: bytes) -> Path:
