@@ -177,9 +177,6 @@ class MemoryLedger:
             self._change(row, status=status, stage=stage, message=message, **known)
             self._note(row, "stage", claim.worker, message)
 
-    def recorded_files(self, claim: Claim) -> Sequence[PackageFile]:
-        return self._rows[claim.task.task_id].files
-
     def finish(
         self,
         claim: Claim,
@@ -223,9 +220,6 @@ class MemoryLedger:
         with self._lock:
             due = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt < row.task.max_attempts]
             return [row.task.task_id for row in sorted(due, key=lambda row: row.claimable_at or 0)[:limit]]
-
-    def count_due(self) -> int:
-        return len(self.due(len(self._rows)))
 
     def exhausted(self, limit: int) -> list[Task]:
         with self._lock:

@@ -1,0 +1,84 @@
+"""What only the ledger on SQL promises: its tables, its transactions, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from ledgers import Ledger, sql_ledger
+from ncr_upload.adapters.sql.tables import metadata
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.jobs import Stage, Status
+from ncr_upload.domain.packages import PackageFile
+from studio_rows import open_database
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database(tmp_path / "ledger.db")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger(engine: Engine) -> Ledger:
+    return sql_ledger(engine)
+
+
+def test_the_migrations_make_the_tables_the_code_uses(ledger: Ledger, engine: Engine) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    ours = {"include_name": lambda name, kind, _: kind != "table" or (name in metadata.tables)}
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={**ours, "compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_a_second_start_finds_nothing_to_migrate(ledger: Ledger, engine: Engine) -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    from ncr_upload import migrations
+    from ncr_upload.migrations.apply import newest_revision, upgrade
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert newest_revision() == ScriptDirectory.from_config(config).get_current_head()
+    assert upgrade(engine) == (newest_revision(), newest_revision())
+
+
+def test_a_finish_and_its_recording_are_one_transaction(ledger: Ledger, engine: Engine) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.uploading(task)
+
+    def broken(_: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk full"))
+
+    with pytest.raises(Unavailable):
+        ledger.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None, also=broken)
+    assert ledger.status(task) is Status.UPLOADING
+
+
+def test_the_recorded_package_is_the_last_one_recorded(ledger: Ledger, engine: Engine) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.claim(task)
+    first = PackageFile("k", "SKU1/a.glb", 3, "aa", 4_000_000_000, "e1")
+    for package in ([first, replace(first, target="SKU1/b.glb")], [replace(first, sha256="bb")]):
+        ledger.claims.advance(claim, status=Status.PROCESSING, stage=Stage.UPLOAD, message="", files=package)
+        with engine.connect() as connection:
+            found = connection.execute(text("SELECT target, size, sha256, crc32, etag FROM ncr_files")).all()
+        assert [tuple(row) for row in found] == [(f.target, f.size, f.sha256, f.crc32, f.etag) for f in package]
+
+
+def test_a_locked_database_is_unavailable_and_names_it_without_a_password(ledger: Ledger, engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))  # holds the write lock: every transaction begins IMMEDIATE
+        with pytest.raises(Unavailable, match=r"ledger\.db"):
+            ledger.accept("job-1")
