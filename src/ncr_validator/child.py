@@ -38,7 +38,7 @@ class Child:
     """Started at the first question and again after each death or after `max_asks` questions.
 
     The child has a bound on its private memory (Linux: RLIMIT_DATA), writes no files and no core, and does not see
-    our environment. Not for use by two threads at once.
+    our environment. Two threads that ask wait for each other.
     """
 
     def __init__(self, name: str, argv: Sequence[str], *, memory_mb: int, max_asks: int, env: Mapping[str, str]) -> None:
@@ -50,6 +50,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._asks = 0
+        self._turn = threading.Lock()
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -57,6 +59,18 @@ class Child:
 
     def ask(self, question: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
         """The child's answer. Raises `ChildDied`; the next question then meets a fresh child."""
+        with self._turn:
+            return self._ask(question, timeout_seconds)
+
+    def close(self) -> None:
+        """End the child for good, also one that is just being asked. Harmless when there is none."""
+        self._closed = True
+        if (process := self._process) is not None:
+            process.kill()
+        with self._turn:
+            self._clear()
+
+    def _ask(self, question: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
         process = self._running()
         self._asks += 1
         timed_out = threading.Event()
@@ -76,8 +90,7 @@ class Child:
             raise self._autopsy(process, timed_out.is_set(), timeout_seconds)
         return answer
 
-    def close(self) -> None:
-        """End the child. Harmless when there is none."""
+    def _clear(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -91,9 +104,11 @@ class Child:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and (self._asks >= self._max_asks or self._process.poll() is not None):
-            self.close()
+            self._clear()
+        if self._closed:
+            raise ChildDied(self._name, Death.CRASH, "the validator is stopping")
         if self._process is None:
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in _clear()
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 self._argv,
                 stdin=subprocess.PIPE,
@@ -133,7 +148,7 @@ class Child:
             size = self._stderr.seek(0, os.SEEK_END)
             self._stderr.seek(max(0, size - 8192))
             last_words = self._stderr.read()
-        self.close()
+        self._clear()
         if timed_out:
             return ChildDied(self._name, Death.TIMEOUT, f"no answer in {timeout_seconds:g} s")
         if any(mark in last_words for mark in _MEMORY_MARKS):

@@ -51,7 +51,7 @@ def make_app(key: str, limits: Limits) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
         """200 once the engine has answered; 503 before that or when it cannot start."""
-        return _health(app.state.warm_up, benches[0])
+        return _health(app.state.warm_up, benches[0], turns)
 
     @app.post("/validate/{sku_id}", responses=_CONTRACT, openapi_extra=_UPLOAD)
     async def validate(sku_id: str, request: Request) -> JSONResponse:
@@ -99,10 +99,11 @@ def _check_disk(archive: Path, limits: Limits) -> None:
         raise Problem(503, "disk_full", text, retry_after_seconds=60)
 
 
-def _health(warm_up: asyncio.Task[None], bench: Bench) -> JSONResponse:
+def _health(warm_up: asyncio.Task[None], bench: Bench, turns: Turns) -> JSONResponse:
     engines = bench.engines()
     state = "ok" if engines["gltf-validator"] else "engine_failed" if warm_up.done() else "starting"
-    return JSONResponse({"status": state, "engines": engines, "profile": bench.profile.name}, 200 if state == "ok" else 503)
+    body = {"status": state, "engines": engines, "profile": bench.profile.name, "places": turns.places}
+    return JSONResponse(body, 200 if state == "ok" else 503)
 
 
 async def _plain(_request: Request, error: Exception) -> JSONResponse:

@@ -20,10 +20,15 @@ class Turns:
         self._free = asyncio.Semaphore(len(benches))
         self._present = 0
 
+    @property
+    def places(self) -> dict[str, int]:
+        """How many places there are and are taken."""
+        return {"all": self._limits.concurrency + self._limits.queue_length, "taken": self._present}
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """A place in the house, from before the upload to after the answer. Raises `Problem` 503 when it is full."""
-        if self._present >= self._limits.concurrency + self._limits.queue_length:
+        if self._present >= self.places["all"]:
             raise Problem(503, "busy", "Too many packages are being judged; try again.", retry_after_seconds=5)
         self._present += 1
         try:

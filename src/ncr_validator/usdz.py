@@ -63,7 +63,7 @@ def _check_entry(file: IO[bytes], zipped: zipfile.ZipFile, info: zipfile.ZipInfo
         with zipped.open(info) as entry:
             while entry.read(_CHUNK):
                 pass
-            if kind in IMAGE_EXTENSIONS:
+            if kind in _ALLOWED & IMAGE_EXTENSIONS:
                 entry.seek(0)
                 found, _ = check_image(entry, kind, limits.max_image_pixels)
                 yield from (Issue("image", issue.code, issue.severity, issue.message, pointer=name) for issue in found)

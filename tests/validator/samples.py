@@ -59,7 +59,7 @@ def document(**more: Any) -> dict[str, Any]:
     return {
         "asset": {"version": "2.0"},
         "buffers": [{"byteLength": 36}],
-        "bufferViews": [{"buffer": 0, "byteLength": 36}],
+        "bufferViews": [{"buffer": 0, "byteLength": 36, "target": 34962}],
         "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3", "min": [0, 0, 0], "max": [1, 1, 0]}],
         "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
         "nodes": [{"mesh": 0}],
