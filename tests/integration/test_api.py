@@ -251,18 +251,6 @@ def test_one_bad_job_refuses_the_batch_naming_its_place(site: Site) -> None:
     assert site.http.get("/jobs/active").json()["count"] == 0
 
 
-@pytest.mark.parametrize("size", [0, 10_001])
-def test_a_batch_has_1_to_10000_jobs(site: Site, size: int) -> None:
-    answer = site.http.post("/process-batch", json=batch_of(*(f"job-{number}" for number in range(size))))
-    assert_problem(answer, 422, "invalid_request")
-
-
-def test_the_largest_batch_is_accepted(site: Site) -> None:
-    answer = site.http.post("/process-batch", json=batch_of(*(f"job-{number}" for number in range(10_000))))
-    assert answer.status_code == 202
-    assert len(answer.json()["jobs"]) == 10_000
-
-
 # --- the state of the service
 
 

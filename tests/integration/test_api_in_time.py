@@ -23,7 +23,7 @@ from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.entrypoints.api.app import create_app
-from ncr_upload.entrypoints.bootstrap import check_database
+from ncr_upload.entrypoints.bootstrap.records import check_database
 from studio_rows import open_database
 from valkey_server import ValkeyServer, start_valkey
 

@@ -149,3 +149,20 @@ def test_an_unknown_address_and_a_wrong_method_are_problems(site: Site) -> None:
 def test_a_bad_filter_is_422_naming_it(site: Site, query: str, field: str) -> None:
     body = assert_problem(site.http.get(f"/jobs/active?{query}"), 422, "invalid_request")
     assert [error["field"] for error in body["errors"]] == [field]
+
+
+@pytest.mark.parametrize("size", [0, 10_001])
+def test_a_batch_has_1_to_10000_jobs(site: Site, size: int) -> None:
+    answer = site.http.post("/process-batch", json=batch_of(size))
+    assert_problem(answer, 422, "invalid_request")
+
+
+def test_the_largest_batch_is_accepted() -> None:
+    with start_site() as site:
+        answer = site.http.post("/process-batch", json=batch_of(10_000))
+    assert answer.status_code == 202
+    assert len(answer.json()["jobs"]) == 10_000
+
+
+def batch_of(size: int) -> list[dict[str, Any]]:
+    return [{"job_id": f"job-{number}", "username": "ann", "campaign": "spring"} for number in range(size)]
