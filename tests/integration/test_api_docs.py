@@ -14,6 +14,7 @@ from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBo
 from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.api.problems import MEDIA_TYPE
+from parts import require
 
 ENDPOINTS = {
     ("get", "/"),
@@ -109,3 +110,30 @@ def test_the_documentation_pages_load_everything_from_here(http: httpx.Client, p
         assert link.startswith("/")
         assert http.get(link).status_code == 200
     assert any(script in http.get(link).text for link in loaded if link.endswith(".js"))
+
+
+@pytest.mark.real
+def test_the_documentation_pages_come_up_in_a_browser_without_the_internet(http: httpx.Client) -> None:
+    chromium = require("chromium")
+    from playwright.sync_api import Route, expect, sync_playwright
+
+    here = str(http.base_url).rstrip("/")
+
+    def keep_inside(route: Route) -> None:
+        if route.request.url.startswith((here, "blob:", "data:")):
+            route.continue_()
+        else:
+            route.abort()
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.route("**/*", keep_inside)
+        page.goto(f"{here}/docs")
+        page.get_by_text("/livez").first.click(timeout=30_000)
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page.locator(".live-responses-table").first).to_contain_text('"status": "ok"', timeout=30_000)
+        page.goto(f"{here}/redoc")
+        expect(page.get_by_role("heading", name="Send a batch of jobs")).to_be_visible(timeout=30_000)
+        browser.close()
