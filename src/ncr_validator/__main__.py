@@ -15,6 +15,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from ncr_validator.archive import NoRoom
 from ncr_validator.bench import Bench, Undecided
 from ncr_validator.engine import EngineMissing, engine_folder
 from ncr_validator.engine import fetch_engine as install_engine
@@ -54,7 +55,9 @@ def serve(
         raise _stop(f"{key_env} is not set: the validator does not start without an API key.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     try:
-        app = make_app(key, _limits(profile, profile_severity))
+        limits = _limits(profile, profile_severity)
+        tempfile.tempdir = str(limits.work_dir) if limits.work_dir else None  # uploads are spooled there too
+        app = make_app(key, limits)
     except (EngineMissing, ValueError) as error:
         raise _stop(str(error)) from error
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -80,7 +83,7 @@ def check(
     """Judge one file. Ends with 0 for Valid and Warning, 1 for Invalid, 2 when there is no verdict."""
     try:
         report = _judge(file.absolute(), sku, _limits(profile, profile_severity))
-    except (EngineMissing, Undecided, ValueError) as error:
+    except (EngineMissing, Undecided, NoRoom, ValueError) as error:
         raise _stop(str(error)) from error
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else _describe(file, report))
     raise typer.Exit(INVALID if report.result is Result.INVALID else 0)
@@ -117,8 +120,8 @@ def _judge(file: Path, sku: str | None, limits: Limits) -> Report:
             return judge_file(file, bench)
         if sku is None:
             raise _stop("A .zip needs --sku: the product whose package it is.")
-        with tempfile.TemporaryDirectory(prefix="ncr-validator-", dir=limits.work_dir) as folder:
-            return judge_package(file, sku, Path(folder), limits, bench)
+        with tempfile.TemporaryDirectory(prefix="ncr-validator-", dir=limits.work_dir) as folder, file.open("rb") as archive:
+            return judge_package(archive, sku, Path(folder), limits, bench)
     finally:
         bench.close()
 

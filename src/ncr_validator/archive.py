@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import struct
 import unicodedata
@@ -18,6 +19,7 @@ from ncr_validator.limits import MB, Limits
 from ncr_validator.verdicts import Issue, Severity
 
 _CHUNK = 1024 * 1024
+_SPARE_DISK_BYTES = 256 * MB
 _EOCD = struct.Struct("<4s4H2LH")
 _EOCD64_LOCATOR = struct.Struct("<4sLQL")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")
@@ -36,6 +38,10 @@ class BadArchive(Exception):
         super().__init__("; ".join(issue.message for issue in self.issues))
 
 
+class NoRoom(Exception):
+    """The disk has no room for the package: that is no verdict."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unpacked:
     """A file of the package. `name` is its path in the zip, `path` where it now is."""
@@ -51,38 +57,33 @@ class Unpacked:
 
 
 @contextmanager
-def check_archive(archive: Path, limits: Limits) -> Iterator[tuple[IO[bytes], zipfile.ZipFile]]:
+def check_archive(archive: IO[bytes], limits: Limits) -> Iterator[zipfile.ZipFile]:
     """The open zip, once every rule about its directory holds; its entries are not read. Raises `BadArchive`, also for
     what cannot be read of it inside the block."""
     try:
-        with archive.open("rb") as file:
-            directory_at = _find_directory(file, limits)
-            with zipfile.ZipFile(file) as zipped:
-                infos = zipped.infolist()
-                if refusals := [*check_entries(infos, limits), *_check_places(file, infos, directory_at)]:
-                    raise BadArchive(refusals)
-                yield file, zipped
+        directory_at = _find_directory(archive, limits)
+        with zipfile.ZipFile(archive) as zipped:
+            infos = zipped.infolist()
+            if refusals := [*check_entries(infos, limits), *_check_places(archive, infos, directory_at)]:
+                raise BadArchive(refusals)
+            yield zipped
     except _UNREADABLE as error:
         raise BadArchive([_issue("ZIP_UNREADABLE", f"The zip cannot be read: {error}.")]) from error
 
 
-def unpack(archive: Path, folder: Path, limits: Limits) -> tuple[list[Unpacked], list[Issue]]:
+def unpack(archive: IO[bytes], folder: Path, limits: Limits) -> tuple[list[Unpacked], list[Issue]]:
     """Write the zip's files below `folder`, in the zip's order, reading each to its end and holding it against its CRC.
 
     Answers the files that are whole, and an issue for each that is not. Memory is bounded by the chunk and the number
-    of entries. Raises `BadArchive` when the zip breaks a rule, before anything is written.
+    of entries. Raises `BadArchive` when the zip breaks a rule, before anything is written, and `NoRoom` when the disk
+    has no room for it.
     """
-    with check_archive(archive, limits) as (_, zipped):
-        return _write_files(zipped, zipped.infolist(), folder)
-
-
-def unpacked_size(archive: Path, limits: Limits) -> int:
-    """The bytes a sound zip says it unpacks to; 0 when it is refused (unpacking then says why)."""
-    try:
-        with check_archive(archive, limits) as (_, zipped):
-            return sum(info.file_size for info in zipped.infolist())
-    except BadArchive:
-        return 0
+    with check_archive(archive, limits) as zipped:
+        infos = zipped.infolist()
+        needed, free = sum(info.file_size for info in infos), shutil.disk_usage(folder).free
+        if free < needed + _SPARE_DISK_BYTES:
+            raise NoRoom(f"The package unpacks to {needed} bytes; {free} are free in the validator's work folder")
+        return _write_files(zipped, infos, folder)
 
 
 def check_entries(infos: Iterable[zipfile.ZipInfo], limits: Limits) -> Iterator[Issue]:

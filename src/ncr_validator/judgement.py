@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from ncr_validator.archive import BadArchive, Unpacked, unpack
 from ncr_validator.bench import Bench
@@ -12,10 +13,10 @@ from ncr_validator.limits import Limits
 from ncr_validator.verdicts import FileReport, Issue, Report
 
 
-def judge_package(archive: Path, sku: str, folder: Path, limits: Limits, bench: Bench) -> Report:
+def judge_package(archive: IO[bytes], sku: str, folder: Path, limits: Limits, bench: Bench) -> Report:
     """Judge the zip `archive` as the package of `sku`, unpacking it into the empty `folder`.
 
-    Raises `Undecided` when a part of the validator failed: that is no verdict.
+    Raises `Undecided` when a part of the validator failed and `NoRoom` when the disk is full: that is no verdict.
     """
     bench.warm_up()
     try:

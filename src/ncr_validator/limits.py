@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import DirectoryPath, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MB = 1024 * 1024
@@ -23,7 +23,9 @@ class Limits(BaseSettings):
     max_unpacked_mb: int = Field(8192, ge=1, description="All entries, unpacked.")
     max_ratio: float = Field(100, gt=1, description="Unpacked to packed size, of an entry or a zip that passes ratio_floor_mb.")
     ratio_floor_mb: int = Field(100, ge=0, description="What unpacks to less than this is no bomb, whatever its ratio.")
-    work_dir: Path | None = Field(None, description="Where packages are unpacked; default: the system's temporary folder.")
+    work_dir: DirectoryPath | None = Field(
+        None, description="Where uploads are kept and unpacked; default: the system's temporary folder."
+    )
 
     # The children that look inside the files
     file_seconds: float = Field(120, gt=0, description="Kill timer of one look at one file.")

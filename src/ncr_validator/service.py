@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ncr_validator.archive import unpacked_size
+from ncr_validator.archive import NoRoom
 from ncr_validator.bench import Bench, Undecided
 from ncr_validator.judgement import judge_package
 from ncr_validator.limits import MB, Limits
@@ -26,7 +25,6 @@ from ncr_validator.uploads import Body, receive_zip
 from ncr_validator.verdicts import Report
 
 _log = logging.getLogger("ncr_validator")
-_SPARE_DISK_MB = 256
 
 
 def make_app(key: str, limits: Limits) -> FastAPI:
@@ -76,27 +74,16 @@ def make_app(key: str, limits: Limits) -> FastAPI:
 def _judge(upload: IO[bytes], sku: str, limits: Limits, bench: Bench) -> Report:
     try:
         with tempfile.TemporaryDirectory(prefix="ncr-validator-", dir=limits.work_dir) as folder:
-            archive = Path(folder, "package.zip")
-            with archive.open("wb") as file:
-                shutil.copyfileobj(upload, file, MB)
-            _check_disk(archive, limits)
-            unpacked = Path(folder, "unpacked")
-            unpacked.mkdir()
-            return judge_package(archive, sku, unpacked, limits, bench)
+            return judge_package(upload, sku, Path(folder), limits, bench)
     except Undecided as error:
         _log.warning("no verdict on %s: %s", sku, error)
         raise Problem(503, "no_verdict", f"{error}. This is no verdict; try again.", retry_after_seconds=10) from error
+    except NoRoom as error:
+        _log.warning("no verdict on %s: %s", sku, error)
+        raise Problem(503, "disk_full", f"{error}. This is no verdict; try again.", retry_after_seconds=60) from error
     except OSError as error:
         _log.exception("no verdict on %s", sku)
         raise Problem(503, "no_verdict", f"The validator's disk or system failed: {error.strerror}.", 30) from error
-
-
-def _check_disk(archive: Path, limits: Limits) -> None:
-    needed = unpacked_size(archive, limits)
-    free = shutil.disk_usage(archive.parent).free
-    if needed <= limits.max_unpacked_mb * MB and free < needed + _SPARE_DISK_MB * MB:
-        text = f"The package unpacks to {needed} bytes; {free} are free in the validator's work folder."
-        raise Problem(503, "disk_full", text, retry_after_seconds=60)
 
 
 def _health(warm_up: asyncio.Task[None], bench: Bench, turns: Turns) -> JSONResponse:

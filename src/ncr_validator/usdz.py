@@ -37,7 +37,7 @@ _FATAL = {
 def check_zip(path: Path, limits: Limits) -> Iterator[Issue]:
     """What the zip alone shows, the CRC of every entry and the bodies of the images included."""
     try:
-        with check_archive(path, limits) as (file, zipped):
+        with path.open("rb") as file, check_archive(file, limits) as zipped:
             infos = [info for info in zipped.infolist() if not info.is_dir()]
             if extension(infos[0].filename) not in _LAYERS:
                 yield _error("USDZ_NO_ROOT_LAYER", f"The first file is {infos[0].filename!r}; it must be a USD layer.")

@@ -50,7 +50,8 @@ def judge(bench: Bench, tmp_path: Path) -> Callable[..., Report]:
             return judge_file(path, bench)
         folder = tmp_path / "unpacked"
         folder.mkdir()
-        return judge_package(path, sku, folder, limits or Limits(), bench)
+        with path.open("rb") as archive:
+            return judge_package(archive, sku, folder, limits or Limits(), bench)
 
     return judge
 
@@ -76,7 +77,6 @@ def start_service(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             **{name: value for name, value in os.environ.items() if not name.startswith("VALIDATOR_")},
             "VALIDATOR_API_KEY": KEY,
             "VALIDATOR_WORK_DIR": str(work),
-            "TMPDIR": str(work),
             **{f"VALIDATOR_{name.upper()}": str(value) for name, value in settings.items()},
         }
         with (work / "log").open("w") as log:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from ncr_validator.archive import BadArchive, unpack
+from ncr_validator.archive import BadArchive, NoRoom, Unpacked, unpack
 from ncr_validator.limits import Limits
+from ncr_validator.verdicts import Issue
 from validator.samples import make_zip
 
 
@@ -17,16 +19,21 @@ def codes(path: Path, tmp_path: Path, **limits: float) -> set[str]:
     """Why the zip is refused; nothing may be written then."""
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(BadArchive) as refusal:
-        unpack(path, folder, Limits.model_validate(limits))
+    with path.open("rb") as file, pytest.raises(BadArchive) as refusal:
+        unpack(file, folder, Limits.model_validate(limits))
     assert list(folder.iterdir()) == []
     return {issue.code for issue in refusal.value.issues}
 
 
+def unpacked(path: Path, tmp_path: Path) -> tuple[list[Unpacked], list[Issue]]:
+    (tmp_path / "out").mkdir()
+    with path.open("rb") as file:
+        return unpack(file, tmp_path / "out", Limits())
+
+
 def test_a_sound_zip_is_unpacked_with_names_sizes_and_content(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"A/b.txt": b"one", "A/c/d.bin": bytes(3_000_000)})
-    (tmp_path / "out").mkdir()
-    files, issues = unpack(path, tmp_path / "out", Limits())
+    files, issues = unpacked(path, tmp_path)
     assert [(file.name, file.size, file.path.stat().st_size) for file in files] == [
         ("A/b.txt", 3, 3),
         ("A/c/d.bin", 3_000_000, 3_000_000),
@@ -100,8 +107,7 @@ def test_many_entries_that_make_a_bomb_together_are_refused(tmp_path: Path) -> N
 
 def test_a_flat_texture_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"A/flat.tga": bytes(48 * 1024 * 1024)})
-    (tmp_path / "out").mkdir()
-    files, issues = unpack(path, tmp_path / "out", Limits())
+    files, issues = unpacked(path, tmp_path)
     assert (len(files), issues) == (1, [])
 
 
@@ -162,8 +168,16 @@ def test_a_zip_without_files_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_crc_names_the_entry_and_the_others_are_unpacked(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"A/a": b"1" * 50, "A/b": b"2" * 50}, zipfile.ZIP_STORED)
     path.write_bytes(path.read_bytes().replace(b"1" * 50, b"1" * 49 + b"3"))
-    (tmp_path / "out").mkdir()
-    files, issues = unpack(path, tmp_path / "out", Limits())
+    files, issues = unpacked(path, tmp_path)
     assert [file.name for file in files] == ["A/b"]
     assert [(issue.code, issue.file) for issue in issues] == [("ZIP_CORRUPT_ENTRY", "A/a")]
     assert not (tmp_path / "out" / "A" / "a").exists()
+
+
+def test_a_package_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil._ntuple_diskusage(10**12, 10**12, 1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    path = make_zip(tmp_path / "a.zip", {"A/a": bytes(2_000_000)})
+    with pytest.raises(NoRoom, match="2000000"):
+        unpacked(path, tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
