@@ -54,18 +54,24 @@ def api(
     """Serve the HTTP API on API_HOST:API_PORT (8001)."""
     import uvicorn
 
+    from ncr_upload.entrypoints import programs
     from ncr_upload.entrypoints.logs import set_up_logs
     from ncr_upload.entrypoints.settings import load_settings
 
     settings = load_settings()
     set_up_logs(settings)
+    reload = reload or settings.api_reload
+    try:
+        programs.require_port(settings.api_host, settings.api_port, "API_PORT")
+    except programs.PortRefused as refused:
+        _stop(str(refused), code=1)
     uvicorn.run(
         "ncr_upload.entrypoints.bootstrap.api:make_api",
         factory=True,
         host=settings.api_host,
         port=settings.api_port,
-        reload=reload or settings.api_reload,
-        reload_dirs=[str(Path(__file__).resolve().parents[2])],
+        reload=reload,
+        reload_dirs=[str(Path(__file__).resolve().parents[2])] if reload else None,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,
@@ -107,7 +113,10 @@ def flower() -> None:
     from ncr_upload.entrypoints import programs
     from ncr_upload.entrypoints.settings import load_settings
 
-    programs.run_flower(load_settings())
+    try:
+        programs.run_flower(load_settings())
+    except programs.PortRefused as refused:
+        _stop(str(refused), code=1)
 
 
 @cli.command()

@@ -19,7 +19,7 @@ SHORTEST_SECRET = 4
 """Shorter ones are not searched for: hiding every 'a' would tell more than it hides."""
 
 ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "celery", "celery.task", "celery.worker", "celery.beat", "py.warnings")
-LOUD = {"uvicorn.access": logging.WARNING, "httpx": logging.WARNING, "httpcore": logging.WARNING, "asyncssh": logging.WARNING}
+LOUD = dict.fromkeys(("uvicorn.access", "httpx", "httpcore", "asyncssh", "alembic"), logging.WARNING)
 """`uvicorn.access`: the API writes its own line per request, without the query."""
 
 
@@ -34,11 +34,12 @@ def set_up_logs(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
+        _drop_colour_copy,
     ]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *shared[:-1],
+            *shared[:-2],
             structlog.stdlib.PositionalArgumentsFormatter(),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
@@ -92,6 +93,12 @@ def _renderers(settings: Settings) -> list[Processor]:
     if settings.log_format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
     return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+def _drop_colour_copy(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """uvicorn gives its messages a second time, with a terminal's colour codes."""
+    event.pop("color_message", None)
+    return event
 
 
 class _Hider:
