@@ -12,17 +12,20 @@ from ncr_upload.application.pipeline import pass_by
 
 def crash_points(environment: Mapping[str, str]) -> Callable[[str], None]:
     """What to call at each point. With NCR_TESTING=1 and NCR_CRASH_AT=publish:after, the process that reaches that point
-    kills itself; with NCR_CRASH_ONCE=FILE too, only if FILE does not exist yet, and it is made. Otherwise nothing."""
+    kills itself, every time; with NCR_CRASH_AT=@FILE, at the point the file names, once: the file goes first."""
     wanted = environment.get("NCR_CRASH_AT")
     if environment.get("NCR_TESTING") != "1" or not wanted:
         return pass_by
-    once = environment.get("NCR_CRASH_ONCE")
 
     def reach(point: str) -> None:
-        if point != wanted or (once and Path(once).exists()):
-            return
-        if once:
-            Path(once).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if wanted == point or (wanted.startswith("@") and _take(Path(wanted[1:]), point)):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return reach
+
+
+def _take(order: Path, point: str) -> bool:
+    if not order.exists() or order.read_text().strip() != point:
+        return False
+    order.unlink()
+    return True
