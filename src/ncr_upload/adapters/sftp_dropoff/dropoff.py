@@ -64,11 +64,13 @@ class SftpSession:
 
     async def adopt(self, task_id: str, fence: int) -> None:
         """Raises `LeaseLost` when a newer fence has been here."""
-        await self._remote.make_folder(posixpath.join(self._base, STAGING))
+        await self._remote.make_folders(posixpath.join(self._base, STAGING))
         # The second look is for an attempt that came in between: whichever of two made its folder last sees the other's.
         for _ in range(2):
             fences = await self._fences(task_id)
             if any(other > fence for other in fences):
+                if fence in fences:
+                    await self._remove(_name(task_id, fence))
                 raise LeaseLost(task_id, fence)
             if fence not in fences:
                 await self._take(task_id, fence, max(fences, default=None))
@@ -94,7 +96,7 @@ class SftpSession:
             return
         new = own + ".new"
         await self._remote.remove_tree(new)
-        for folder in ("package", "previous", "parts"):
+        for folder in ("", "package", "previous", "parts"):
             await self._remote.make_folder(posixpath.join(new, folder))
         await self._remote.rename(new, own)
 
@@ -176,6 +178,7 @@ class SftpSession:
         try:
             missing = await self._keep_whole(own, files, on_bytes)
             for folder in _folders(local.file.target for local in files):
+                # Never with its parents: a stale attempt must not bring its taken folder back to life.
                 await self._remote.make_folder(posixpath.join(package, folder))
             await self._upload(own, missing, on_bytes)
             await self._verify(package, files)

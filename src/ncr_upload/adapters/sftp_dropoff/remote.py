@@ -100,15 +100,20 @@ class Remote:
         await self.ask(f"rename {old} to {new}", self.channel.rename(old, new))
 
     async def make_folder(self, path: str) -> None:
-        """Make it with its parents; it may exist."""
-        if path in ("", "/", ".") or await self.exists(path):
+        """Make it in its parent, which must be there; it may exist."""
+        if await self.exists(path):
             return
-        await self.make_folder(posixpath.dirname(path))
         try:
             await self.ask(f"make {path}", self.channel.mkdir(path))
         except Failed:
             if not await self.exists(path):  # else somebody else made it
                 raise
+
+    async def make_folders(self, path: str) -> None:
+        """Make it with its parents."""
+        if path not in ("", "/", ".") and not await self.exists(path):
+            await self.make_folders(posixpath.dirname(path))
+            await self.make_folder(path)
 
     async def tree(self, top: str) -> Tree:
         """Links count as files and are not followed. A missing folder is an empty one."""
