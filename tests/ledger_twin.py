@@ -27,6 +27,7 @@ class _Row:
     claimable_at: float | None
     fence: int = 0
     publish_fence: int | None = None
+    staging_due_at: float | None = None
     worker: str | None = None
     cancel_requested: bool = False
     files: tuple[PackageFile, ...] = ()
@@ -38,7 +39,7 @@ class _Row:
 
 
 class MemoryLedger:
-    """`Submissions`, `Claims` and `Recovery` in a dictionary."""
+    """`Submissions`, `Claims`, `Recovery` and `Cleaning` in a dictionary."""
 
     def __init__(self, *, max_attempts: int = 3, clock: Callable[[], float] = time.time) -> None:
         self._max_attempts = max_attempts
@@ -110,7 +111,7 @@ class MemoryLedger:
             counts = dict(Counter(task.status for task in tasks))
             updated_at = max(task.updated_at for task in tasks)
             page = self._page(lambda row: row.task.batch_id == batch_id, limit, cursor)
-            return BatchCounts(batch_id, self._batches[batch_id], updated_at, counts), page
+            return BatchCounts(batch_id, self._clock(), self._batches[batch_id], updated_at, counts), page
 
     def _page(self, wanted: Callable[[_Row], bool], limit: int, cursor: str | None) -> Page:
         found = [(position, row.task) for position, row in enumerate(self._rows.values(), 1) if wanted(row)]
@@ -161,10 +162,13 @@ class MemoryLedger:
         sku: str | None = None,
         verdict: str | None = None,
         files: Sequence[PackageFile] | None = None,
+        announce_staging: bool = False,
         announce_publish: bool = False,
     ) -> None:
         with self._lock:
             row = self._movable(claim, status)
+            if announce_staging:
+                row.staging_due_at = self._clock()
             if also is not None:
                 also(None)
             facts: dict[str, Any] = {"sku": sku, "verdict": verdict}
@@ -194,6 +198,8 @@ class MemoryLedger:
             row = self._movable(claim, status)
             if also is not None:
                 also(None)
+            if row.staging_due_at is not None:
+                row.staging_due_at = self._clock() + 10
             row.claimable_at = None
             self._change(row, status=status, stage=stage, message=message, problem=problem, finished_at=self._clock())
             self._note(row, status.value, claim.worker, message)
@@ -255,11 +261,31 @@ class MemoryLedger:
     def live_among(self, task_ids: Sequence[str]) -> set[str]:
         return {task_id for task_id in task_ids if task_id in self._rows and self._rows[task_id].is_live}
 
+    # --- Cleaning
+
+    def unclean(self, limit: int) -> list[str]:
+        with self._lock:
+            return [task_id for task_id, row in self._rows.items() if self._is_unclean(row)][:limit]
+
+    def take_cleaning(self, task_id: str, hold_seconds: float) -> bool:
+        with self._lock:
+            row = self._rows.get(task_id)
+            if row is None or not self._is_unclean(row):
+                return False
+            row.staging_due_at = self._clock() + hold_seconds
+            return True
+
+    def cleaned(self, task_id: str) -> None:
+        self._rows[task_id].staging_due_at = None
+
+    def _is_unclean(self, row: _Row) -> bool:
+        return not row.is_live and row.staging_due_at is not None and row.staging_due_at <= self._clock()
+
     # --- for tests
 
-    def expire(self, task_id: str) -> None:
-        """As if the lease had ended long ago."""
-        self._rows[task_id].claimable_at = 1.0
+    def set_time(self, column: str, task_id: str) -> None:
+        """`claimable_at` or `staging_due_at`, to long ago."""
+        setattr(self._rows[task_id], column, 1.0)
 
     def request_cancel(self, task_id: str) -> None:
         self._rows[task_id].cancel_requested = True

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import Engine, text
 
 from ledger_twin import MemoryLedger
 from ncr_upload.adapters.sql.claims import SqlClaims
+from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.application.ports import Claims, Cleaning, Recovery, Submissions
 from ncr_upload.domain.jobs import Claim, NewJob, Stage, Status, Task
 
 
+@dataclass(frozen=True)
 class Ledger:
-    """The three faces of one ledger, and what tests do behind its back."""
+    """The faces of one ledger, and what tests do behind its back."""
 
-    def __init__(
-        self, submissions: Any, claims: Any, recovery: Any, expire: Callable[[str], None], cancel: Callable[[str], None]
-    ):
-        self.submissions, self.claims, self.recovery = submissions, claims, recovery
-        self._expire, self._cancel = expire, cancel
+    submissions: Submissions
+    claims: Claims
+    recovery: Recovery
+    cleaning: Cleaning
+    set_time: Callable[[str, str], None]
+    """Sets a column that holds a time to long ago, for the task with this id."""
+    cancel: Callable[[str], None]
 
     def accept(self, *job_ids: str, batch_id: str | None = None, release: int = 100) -> list[Task]:
         accepted = self.submissions.accept([NewJob(j, "ann", "spring") for j in job_ids], batch_id=batch_id, release=release)
         assert all(isinstance(item, Task) for item in accepted)
-        return list(accepted)
+        return [item for item in accepted if isinstance(item, Task)]
 
     def claim(self, task: Task, worker: str = "w1", lease_seconds: float = 20) -> Claim:
-        claim: Claim | None = self.claims.claim(task.task_id, worker, lease_seconds)
+        claim = self.claims.claim(task.task_id, worker, lease_seconds)
         assert claim is not None
         return claim
 
@@ -42,14 +47,18 @@ class Ledger:
     def status(self, task: Task) -> Status:
         found = self.submissions.task(task.task_id)
         assert found is not None
-        return Status(found.status)
+        return found.status
 
     def expire(self, task: Task) -> None:
         """As if the lease had ended long ago."""
-        self._expire(task.task_id)
+        self.set_time("claimable_at", task.task_id)
+
+    def forget_grace(self, task: Task) -> None:
+        """As if the task had ended a while ago."""
+        self.set_time("staging_due_at", task.task_id)
 
     def request_cancel(self, task: Task) -> None:
-        self._cancel(task.task_id)
+        self.cancel(task.task_id)
 
 
 def sql_ledger(engine: Engine) -> Ledger:
@@ -61,11 +70,12 @@ def sql_ledger(engine: Engine) -> Ledger:
         SqlSubmissions(engine, max_attempts=3),
         SqlClaims(engine),
         SqlRecovery(engine),
-        lambda task_id: run("UPDATE ncr_jobs SET claimable_at = 1 WHERE task_id = :t", task_id),
+        SqlCleaning(engine),
+        lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t", task_id),
         lambda task_id: run("UPDATE ncr_jobs SET cancel_requested = 1 WHERE task_id = :t", task_id),
     )
 
 
 def memory_ledger() -> Ledger:
     twin = MemoryLedger(max_attempts=3)
-    return Ledger(twin, twin, twin, twin.expire, twin.request_cancel)
+    return Ledger(twin, twin, twin, twin, twin.set_time, twin.request_cancel)

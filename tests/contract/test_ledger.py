@@ -253,3 +253,23 @@ def test_active_jobs_are_filtered(ledger: Ledger) -> None:
         return ledger.submissions.active(limit=10, cursor=None, **filters).total
 
     assert (total(), total(username="bob"), total(campaign="spring"), total(status=Status.PROCESSING)) == (2, 1, 1, 0)
+
+
+def test_an_ended_task_with_staging_is_cleaned_up_after_by_one_worker(ledger: Ledger) -> None:
+    staged, unstaged, running = ledger.accept("staged", "unstaged", "running")
+    for task in (staged, running):
+        claim = ledger.claim(task)
+        ledger.claims.advance(claim, status=Status.VALIDATION_PASSED, stage=Stage.VALIDATE, message="", announce_staging=True)
+        if task is staged:
+            ledger.claims.finish(claim, status=Status.FAILED, stage=Stage.UPLOAD, message="", problem=PROBLEM)
+    ledger.claims.finish(ledger.claim(unstaged), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    assert ledger.cleaning.unclean(10) == [], "the worker that ended it has not had its own chance"
+    ledger.forget_grace(staged)
+    assert ledger.cleaning.unclean(10) == [staged.task_id]
+    assert ledger.cleaning.take_cleaning(staged.task_id, 60)
+    assert not ledger.cleaning.take_cleaning(staged.task_id, 60)
+    ledger.forget_grace(staged)
+    assert ledger.cleaning.take_cleaning(staged.task_id, 60), "the worker that had taken it was killed"
+    ledger.cleaning.cleaned(staged.task_id)
+    ledger.forget_grace(running)
+    assert ledger.cleaning.unclean(10) == []

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus, post_quietly
-from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, pass_by
+from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, pass_by, remove_staging
 from ncr_upload.application.ports import StatusBoard, Submissions
-from ncr_upload.domain.errors import CancelRequested, DeliveryError, LeaseLost
+from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
 from ncr_upload.domain.retries import ErrorClass, GiveUp, Retry, RetryLimits, classify, plan_retry
+
+CLEANING_SECONDS = 60.0
+"""How long a worker has for removing an ended task's staging before another is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,12 @@ class Settled:
 def run_task(
     task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Callable[[str], None] = pass_by
 ) -> Settled | None:
-    """Do one attempt at the task, if it is due and free; None if it is not. Raises only `Unavailable`, when the ledger
-    cannot be written: then the lease runs out and the sweeper takes over."""
+    """Do one attempt at the task, if it is due and free; None if it is not. An ended task that left something at the
+    destination is cleaned up after instead. Raises only `Unavailable`, when the ledger cannot be written: then the lease
+    runs out and the sweeper takes over."""
     claim = ports.pipeline.claims.claim(task_id, options.name, options.lease_seconds)
     if claim is None:
+        _clean_up_after(task_id, ports.pipeline)
         return None
     reach("claim:after")
     failure = _attempt(claim, ports, options, reach)
@@ -62,6 +67,14 @@ def run_task(
     if not isinstance(failure, LeaseLost):
         post_quietly(ports.board, task, fence=claim.fence, live=task.finished_at is None)
     return Settled(task, failure, unexpected=failure is not None and not isinstance(failure, DeliveryError))
+
+
+def _clean_up_after(task_id: str, ports: PipelinePorts) -> None:
+    if ports.cleaning.take_cleaning(task_id, CLEANING_SECONDS):
+        try:
+            asyncio.run(remove_staging(task_id, ports.dropoff, ports.cleaning))
+        except DestinationParked as error:
+            raise Unavailable(error.code, error.message, error.next_step) from error
 
 
 def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Callable[[str], None]) -> Exception | None:

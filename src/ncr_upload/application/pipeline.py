@@ -14,6 +14,7 @@ from ncr_upload.application.ports import (
     Archiver,
     Catalogue,
     Claims,
+    Cleaning,
     Dropoff,
     DropoffSession,
     Host,
@@ -43,6 +44,7 @@ class PipelinePorts:
     """Everything an attempt touches."""
 
     claims: Claims
+    cleaning: Cleaning
     catalogue: Catalogue
     store: ObjectStore
     archiver: Archiver
@@ -246,6 +248,7 @@ class Delivery:
             f"the validator answered '{verdict.result}'{reasons}",
             also=self.ports.catalogue.judged(self.task, verdict),
             verdict=verdict.result,
+            announce_staging=True,
         )
 
     async def stage(self, destination: DropoffSession, package: Sequence[LocalFile]) -> None:
@@ -284,10 +287,11 @@ class Delivery:
         self.reach("record:after")
 
     async def clean_up(self, destination: DropoffSession) -> None:
-        """Remove what is left in staging. The job is delivered: failing here is the janitor's business, not the job's."""
+        """Remove what is left in staging. The job is delivered: if this fails, the janitor comes (`remove_staging`)."""
         self.reach("cleanup:before")
         try:
             await destination.discard(self.task.task_id)
+            await self._call(self.ports.cleaning.cleaned, self.task.task_id)
         except DeliveryError:
             return
         self.reach("cleanup:after")
@@ -318,6 +322,13 @@ class Delivery:
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.to_thread(function, *arguments)
+
+
+async def remove_staging(task_id: str, dropoff: Dropoff, cleaning: Cleaning) -> None:
+    """Remove what an ended task left at the destination: its worker died, or could not reach it. Raises `DeliveryError`."""
+    async with dropoff.session() as destination:
+        await destination.discard(task_id)
+    await asyncio.to_thread(cleaning.cleaned, task_id)
 
 
 async def _first_to_decide(judging: asyncio.Task[Verdict], downloads: Sequence[asyncio.Task[Any]]) -> Verdict:

@@ -187,7 +187,10 @@ class AlreadyLive:
 
 @dataclass(frozen=True, slots=True)
 class BatchCounts:
+    """How the tasks of a batch stand. Times are seconds since the epoch by the ledger's clock; `now` is when it was asked."""
+
     batch_id: str
+    now: float
     created_at: float
     updated_at: float
     counts: dict[Status, int]
@@ -240,10 +243,12 @@ class Claims(Protocol):
         sku: str | None = None,
         verdict: str | None = None,
         files: Sequence[PackageFile] | None = None,
+        announce_staging: bool = False,
         announce_publish: bool = False,
     ) -> None:
-        """Write the new status, a history line and `also`, in one transaction. `announce_publish` notes, before the
-        renames, that this fence is about to publish."""
+        """Write the new status, a history line and `also`, in one transaction. `announce_staging` notes, before anything
+        is sent, that there may be staging folders to remove (see `Cleaning`); `announce_publish`, before the renames, that
+        this fence is about to publish."""
 
     def finish(
         self,
@@ -281,6 +286,19 @@ class Recovery(Protocol):
 
     def live_among(self, task_ids: Sequence[str]) -> set[str]:
         """Which of these tasks are still live (for the janitor)."""
+
+
+class Cleaning(Protocol):
+    """Which ended tasks may still have staging folders at the destination."""
+
+    def unclean(self, limit: int) -> list[str]:
+        """Ended tasks whose staging nobody is removing now."""
+
+    def take_cleaning(self, task_id: str, hold_seconds: float) -> bool:
+        """Whether the caller is to remove the task's staging; nobody else is told so for `hold_seconds`."""
+
+    def cleaned(self, task_id: str) -> None:
+        """The task's staging is gone."""
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------

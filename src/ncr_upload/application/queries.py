@@ -7,7 +7,6 @@ how far the current stage is. When the ledger does not answer, the view in Redis
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -96,7 +95,7 @@ async def read_batch(
     return {
         "batch_id": batch_id,
         "status": roll_up(
-            batch.counts, idle_seconds=max(0.0, time.time() - batch.updated_at), timeout_seconds=timeout_seconds
+            batch.counts, idle_seconds=max(0.0, batch.now - batch.updated_at), timeout_seconds=timeout_seconds
         ).value,
         "total_jobs": page.total,
         "counts": {status.value: batch.counts.get(status, 0) for status in Status},

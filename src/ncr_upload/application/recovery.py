@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ncr_upload.application.live import post_quietly
-from ncr_upload.application.ports import JobQueue, Recovery, StatusBoard, Submissions
+from ncr_upload.application.ports import Cleaning, JobQueue, Recovery, StatusBoard, Submissions
 from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.retries import ErrorClass
@@ -19,6 +19,7 @@ class SweepPorts:
     """Everything a sweep touches."""
 
     recovery: Recovery
+    cleaning: Cleaning
     submissions: Submissions
     queue: JobQueue
     board: StatusBoard
@@ -51,8 +52,9 @@ def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:
 
 
 def _ring_due(ports: SweepPorts) -> int:
-    """Ring for due tasks. The oldest are taken to have their message waiting already, as many as there are messages."""
-    due = ports.recovery.due(AT_ONCE)
+    """Ring for due tasks, then for ended ones that left something behind. The oldest are taken to have their message
+    waiting already, as many as there are messages."""
+    due = ports.recovery.due(AT_ONCE) + ports.cleaning.unclean(AT_ONCE)
     unrung = due[ports.queue.depth() :] if due else []
     for task_id in unrung:
         ports.queue.ring(task_id)

@@ -76,6 +76,7 @@ def api(
         access_log=False,
         timeout_graceful_shutdown=10,
         server_header=False,
+        proxy_headers=False,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, case, delete, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
@@ -15,6 +15,9 @@ from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import LIVE, TRANSITIONS, Claim, Problem, Stage, Status
 from ncr_upload.domain.packages import PackageFile
+
+CLEANING_GRACE_SECONDS = 10.0
+"""An attempt that has just ended the task gets so long to remove its own staging before the sweeper sends another worker."""
 
 
 class SqlClaims:
@@ -84,6 +87,7 @@ class SqlClaims:
         sku: str | None = None,
         verdict: str | None = None,
         files: Sequence[PackageFile] | None = None,
+        announce_staging: bool = False,
         announce_publish: bool = False,
     ) -> None:
         """See `Claims.advance`."""
@@ -94,6 +98,8 @@ class SqlClaims:
             values["verdict"] = verdict
         if files is not None:
             values.update(file_count=len(files), byte_count=sum(file.size for file in files))
+        if announce_staging:
+            values["staging_due_at"] = db_now()
         if announce_publish:
             values["publish_fence"] = claim.fence
         with translated_errors(self._engine), self._engine.begin() as connection:
@@ -128,6 +134,7 @@ class SqlClaims:
             "message": message,
             "claimable_at": None,
             "finished_at": db_now(),
+            "staging_due_at": _moved_on(jobs.c.staging_due_at, CLEANING_GRACE_SECONDS),
             **problem_columns(problem),
         }
         with translated_errors(self._engine):
@@ -186,6 +193,11 @@ class SqlClaims:
         )
         if moved.rowcount != 1:
             raise LeaseLost(claim.task.task_id, claim.fence)
+
+
+def _moved_on(column: Any, seconds: float) -> Any:
+    """So many seconds from now, if the column has a value; else NULL."""
+    return case((column.is_not(None), db_now() + seconds))
 
 
 def _owned(claim: Claim) -> Any:

@@ -117,11 +117,11 @@ class SqlSubmissions:
             created_at = connection.execute(select(batches.c.created_at).where(batches.c.batch_id == batch_id)).scalar()
             if created_at is None:
                 return None
-            rows = connection.execute(tally).all()
+            now, rows = read_now(connection), connection.execute(tally).all()
             counts = {Status(status): count for status, count, _ in rows}
             updated_at = max((latest for _, _, latest in rows), default=created_at)
             page = _page(connection, select(jobs).where(of_batch), limit, cursor)
-        return BatchCounts(batch_id, created_at, updated_at, counts), page
+        return BatchCounts(batch_id, now, created_at, updated_at, counts), page
 
 
 def _accepted_event(row: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,8 @@ jobs = Table(
     Column("claimable_at", Double, index=True),
     Column("fence", Integer, nullable=False),
     Column("publish_fence", Integer),
+    # Staging folders of the task may be at the destination: once it has ended, they are to be removed from then on.
+    Column("staging_due_at", Double, index=True),
     Column("worker", String(255)),
     Column("cancel_requested", SmallInteger, nullable=False),
     Column("created_at", Double, nullable=False),

@@ -12,6 +12,7 @@ from ncr_upload.adapters.object_store import S3ObjectStore
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.claims import SqlClaims
+from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
@@ -48,6 +49,7 @@ def make_worker_ports(settings: Settings) -> WorkerPorts:
     engine = make_engine(settings, pool_size=2)
     pipeline = PipelinePorts(
         claims=SqlClaims(engine),
+        cleaning=SqlCleaning(engine),
         catalogue=SqlCatalogue(engine, ZoneInfo(settings.timezone)),
         store=make_store(settings),
         archiver=ZipArchiver(),

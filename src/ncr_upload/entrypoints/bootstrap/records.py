@@ -10,7 +10,8 @@ from sqlalchemy import Engine, select
 
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.redis_status import RedisStatusBoard
-from ncr_upload.adapters.sql.engine import open_engine, translated_errors
+from ncr_upload.adapters.sql.cleaning import SqlCleaning
+from ncr_upload.adapters.sql.engine import READ_ONLY, open_engine, translated_errors
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.recovery import SweepPorts
@@ -53,7 +54,7 @@ def wait_for_tables(settings: Settings) -> None:
 
 def check_database(engine: Engine) -> None:
     """Raises `Unavailable` when the database does not answer."""
-    with translated_errors(engine), engine.connect() as connection:
+    with translated_errors(engine), engine.connect().execution_options(**READ_ONLY) as connection:
         connection.execute(select(1))
 
 
@@ -79,6 +80,7 @@ def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
     engine = make_engine(settings, pool_size=2)
     return SweepPorts(
         recovery=SqlRecovery(engine),
+        cleaning=SqlCleaning(engine),
         submissions=SqlSubmissions(engine, max_attempts=settings.max_attempts),
         queue=make_queue(settings, app),
         board=make_board(settings),

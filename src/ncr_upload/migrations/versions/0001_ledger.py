@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.Column("claimable_at", sa.Double, index=True),
         sa.Column("fence", sa.Integer, nullable=False),
         sa.Column("publish_fence", sa.Integer),
+        sa.Column("staging_due_at", sa.Double, index=True),
         sa.Column("worker", sa.String(255)),
         sa.Column("cancel_requested", sa.SmallInteger, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),

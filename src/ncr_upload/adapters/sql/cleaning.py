@@ -1,0 +1,36 @@
+"""The ledger as the janitor sees it."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Engine, select, update
+
+from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.tables import db_now, jobs
+
+
+class SqlCleaning:
+    """`Cleaning` on SQL."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def unclean(self, limit: int) -> list[str]:
+        """See `Cleaning.unclean`."""
+        query = select(jobs.c.task_id).where(*_is_unclean()).order_by(jobs.c.staging_due_at).limit(limit)
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            return list(connection.execute(query).scalars())
+
+    def take_cleaning(self, task_id: str, hold_seconds: float) -> bool:
+        """See `Cleaning.take_cleaning`."""
+        take = update(jobs).where(jobs.c.task_id == task_id, *_is_unclean()).values(staging_due_at=db_now() + hold_seconds)
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            return connection.execute(take).rowcount == 1
+
+    def cleaned(self, task_id: str) -> None:
+        """See `Cleaning.cleaned`."""
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.task_id == task_id).values(staging_due_at=None))
+
+
+def _is_unclean() -> tuple[ColumnElement[bool], ...]:
+    return (jobs.c.staging_due_at <= db_now(), jobs.c.finished_at.is_not(None))
