@@ -19,6 +19,7 @@ from ncr_validator.verdicts import Issue, Severity, worst_first
 
 _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.HINT)
 _FETCH_SECONDS = 300
+_NPM = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--loglevel=error")
 _MAX_ISSUES = 1000
 
 
@@ -84,7 +85,7 @@ def fetch_engine(folder: Path) -> bool:
             source = resources.files("ncr_validator").joinpath("khronos", name)
             Path(fresh, name).write_bytes(source.read_bytes())
         node = node_program()
-        argv = [str(node), str(_npm_script()), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        argv = [str(node), str(_npm_script()), *_NPM]
         environment = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         environment.pop("VALIDATOR_API_KEY", None)
         try:
@@ -95,11 +96,22 @@ def fetch_engine(folder: Path) -> bool:
             raise EngineMissing(f"npm did not finish in {_FETCH_SECONDS} s: check the network and the npm registry.") from error
         if done.returncode != 0:
             raise EngineMissing(f"npm could not install the engine: {done.stderr.strip()[-600:]}")
-        if folder.exists():
-            shutil.rmtree(folder)
-        Path(fresh).rename(folder)
-        Path(fresh).mkdir()  # for TemporaryDirectory to remove
+        _move_engine(Path(fresh), folder)
     return True
+
+
+def _move_engine(fresh: Path, folder: Path) -> None:
+    """Put the engine in place, whatever else is in `folder`; the lock file, by which it is known, last."""
+    folder.mkdir(exist_ok=True)
+    (folder / "package-lock.json").unlink(missing_ok=True)
+    try:
+        for name in ("node_modules", "package.json", "package-lock.json"):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            (fresh / name).replace(folder / name)
+    except OSError:
+        if not is_fetched(folder):  # else another process was faster
+            raise
 
 
 class Khronos:

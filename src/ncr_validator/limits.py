@@ -40,6 +40,7 @@ class Limits(BaseSettings):
     # The service
     concurrency: int = Field(2, ge=1, le=64, description="Packages judged at once.")
     queue_length: int = Field(8, ge=0, description="Uploads that may wait for their turn; more are told 503.")
+    upload_idle_seconds: float = Field(120, gt=0, description="How long an upload may stall before it is told 408.")
     queue_seconds: float = Field(60, gt=0, description="How long an upload waits for its turn before it is told 503.")
 
     # The rules

@@ -54,7 +54,7 @@ def make_app(key: str, limits: Limits) -> FastAPI:
     @app.post("/validate/{sku_id}", responses=_CONTRACT, openapi_extra=_UPLOAD)
     async def validate(sku_id: str, request: Request) -> JSONResponse:
         """Judge the package of `sku_id`: multipart field `zip_file`, key in X-API-Key."""
-        body = Body(request)
+        body = Body(request, limits.upload_idle_seconds)
         try:
             given = request.headers.get("x-api-key", "")
             if not hmac.compare_digest(given.encode(), key.encode()):
@@ -113,6 +113,7 @@ _CONTRACT: dict[int | str, dict[str, Any]] = {
         for status, text in {
             400: "The multipart body is damaged",
             401: "No key or a wrong one",
+            408: "The upload stalled",
             413: "The upload is too large",
             415: "No multipart body",
             422: "No zip_file in it",

@@ -20,16 +20,22 @@ _DRAIN_BYTES = 64 * 1024 * 1024
 
 
 class Body:
-    """The body of one request while it arrives."""
+    """The body of one request while it arrives. `idle_seconds` bounds the wait for each next piece of it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
         self.headers = request.headers
         self._scope = request.scope
         self._receive = request.receive
         self._complete = False
 
     async def _next(self) -> Message:
-        message = await self._receive()
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                message = await self._receive()
+        except TimeoutError:
+            self._complete = True  # nothing more is waited for
+            raise Problem(408, "upload_stalled", f"Nothing of the upload came for {self._idle_seconds:g} s.") from None
         self._complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
@@ -59,7 +65,7 @@ class Body:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while left > 0 and not self._complete:
                     left -= len((await self._next()).get("body", b""))
-        except TimeoutError:
+        except (TimeoutError, Problem):
             return
 
 
@@ -67,8 +73,8 @@ class Body:
 async def receive_zip(body: Body, max_bytes: int) -> AsyncIterator[IO[bytes]]:
     """The file of the multipart field `zip_file`, spooled to disk, gone when the block ends.
 
-    Works with and without Content-Length. Raises `Problem`: 413 above `max_bytes`, 415 when it is no multipart body,
-    422 without the field, 400 when the body is no sound multipart.
+    Works with and without Content-Length. Raises `Problem`: 408 when it stalls, 413 above `max_bytes`, 415 when it is no
+    multipart body, 422 without the field, 400 when the body is no sound multipart.
     """
     if not body.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem(415, "not_multipart", "Send the zip as multipart/form-data, in the field 'zip_file'.")

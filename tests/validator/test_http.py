@@ -238,6 +238,18 @@ def test_an_upload_that_is_cut_off_frees_its_place(start_service: Callable[..., 
         time.sleep(0.05)
 
 
+def test_an_upload_that_stalls_is_told_408_and_frees_its_place(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = start_service(concurrency=1, queue_length=0, upload_idle_seconds=0.5)
+    address = urlsplit(service.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), 20) as raw:
+        raw.sendall(
+            f"POST /validate/SKU1 HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: 99999\r\n"
+            f"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode()
+        )
+        assert b" 408 " in raw.recv(100)
+    assert service.post(samples.package(tmp_path / "a.zip")).status_code == 200
+
+
 # --- no verdict -------------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import ncr_validator
+from ncr_validator.engine import EngineMissing, fetch_engine, is_fetched
 from validator import samples
 
 
@@ -88,6 +91,30 @@ def test_fetch_engine_is_done_once(engine: Path) -> None:
     done = run("fetch-engine")
     assert done.returncode == 0
     assert "was already" in done.stdout
+
+
+def test_fetch_engine_leaves_what_else_is_in_the_folder_and_mends_a_broken_engine(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "package-lock.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("keep")
+    done = run("fetch-engine", NCR_VALIDATOR_ENGINE_DIR=str(tmp_path))
+    if done.returncode != 0 and not os.environ.get("CI"):
+        pytest.skip(f"npm cannot fetch the engine here: {done.stderr}")
+    assert (done.returncode, is_fetched(tmp_path), (tmp_path / "mine.txt").read_text()) == (0, True, "keep")
+
+
+def test_an_engine_that_does_not_match_its_hash_is_not_installed(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "khronos"
+    shutil.copytree(Path(ncr_validator.__file__).parent / "khronos", shipped)
+    lock = json.loads((shipped / "package-lock.json").read_text())
+    lock["packages"]["node_modules/gltf-validator"]["integrity"] = "sha512-" + "A" * 86 + "=="
+    (shipped / "package-lock.json").write_text(json.dumps(lock))
+    monkeypatch.setattr("ncr_validator.engine.resources.files", lambda _: tmp_path)
+    with pytest.raises(EngineMissing, match="npm"):
+        fetch_engine(tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
 
 
 def test_the_lock_file_pins_the_engine_by_hash_and_names_no_host() -> None:
