@@ -1,0 +1,277 @@
+"""One attempt, on twins: what callers see live, what is settled, and what stops a worker that lost its claim."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger_twin import MemoryHost, MemoryLedger, MemoryStatusBoard
+from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
+from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
+from ncr_upload.application.ports import Recording, StudioJob, Verdict
+from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.errors import DestinationParked, Rejected, Unavailable
+from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
+from ncr_upload.domain.packages import SourceFile
+from ncr_upload.domain.retries import RetryLimits
+from twins import MemoryDropoff, MemoryObjectStore, MemoryValidator
+
+OBJECTS = {"a/GLB_files/x.glb": b"model" * 1000, "a/renders/front.jpg": b"jpeg" * 1000}
+AWAY = Unavailable("validator_undecided", "the validator did not answer", "Look at it.")
+NO = Verdict(False, "Invalid", 200, "{}", ("error: SKU1/SKU1.glb is broken",))
+
+
+class MemoryCatalogue:
+    """A studio with one job; `written` are the recordings that were carried out."""
+
+    def __init__(self) -> None:
+        self.awaiting = True
+        self.written: list[str] = []
+
+    def find_job(self, job_id: str, row_id: int | None) -> StudioJob:
+        return StudioJob(row_id or 1, "SKU1", self.awaiting)
+
+    def list_files(self, job_id: str) -> Sequence[SourceFile]:
+        return [SourceFile(key, "2026-11-01 10:00:00") for key in OBJECTS]
+
+    def delivered(self, task: Task, sku: str) -> Recording:
+        return self._noting("delivered")
+
+    def judged(self, task: Task, verdict: Verdict) -> Recording:
+        return self._noting("judged")
+
+    def refused(self, task: Task, sku: str, verdict: Verdict, api_url: str) -> Recording:
+        return self._noting("refused")
+
+    def unanswered(self, task: Task, sku: str, http_status: int, api_url: str) -> Recording:
+        return self._noting(f"unanswered {http_status}")
+
+    def _noting(self, name: str) -> Recording:
+        return lambda _: self.written.append(name)
+
+
+class RecordingBoard(MemoryStatusBoard):
+    """Keeps every view that was posted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.posted: list[dict[str, Any]] = []
+
+    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
+        super().post(task_id, view, live=live, fence=fence)
+        self.posted.append(json.loads(json.dumps(view)))
+
+
+@dataclass
+class Worker:
+    """A worker on twins, with one job submitted."""
+
+    work_dir: Path
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    catalogue: MemoryCatalogue = field(default_factory=MemoryCatalogue)
+    store: MemoryObjectStore = field(default_factory=lambda: MemoryObjectStore(OBJECTS))
+    validator: MemoryValidator = field(default_factory=MemoryValidator)
+    dropoff: MemoryDropoff = field(default_factory=MemoryDropoff)
+    host: MemoryHost = field(default_factory=MemoryHost)
+    board: RecordingBoard = field(default_factory=RecordingBoard)
+    lease_renew_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        (accepted,) = self.ledger.accept([NewJob("job-1", "ann", "spring")], batch_id=None, release=1)
+        assert isinstance(accepted, Task)
+        self.task_id = accepted.task_id
+
+    def run(self, reach: Callable[[str], None] = lambda _: None) -> Settled | None:
+        pipeline = PipelinePorts(
+            claims=self.ledger,
+            cleaning=self.ledger,
+            catalogue=self.catalogue,
+            store=self.store,
+            archiver=ZipArchiver(),
+            validator=self.validator,
+            dropoff=self.dropoff,
+            host=self.host,
+        )
+        options = WorkerOptions(
+            name="w1",
+            lease_seconds=20,
+            lease_renew_seconds=self.lease_renew_seconds,
+            retry_limits=RetryLimits(3, 5, 60),
+            park_seconds=3600,
+            pipeline=PipelineOptions(self.work_dir, "latest_date", "refuse", 4, AdmissionLimits(80)),
+        )
+        return run_task(self.task_id, WorkerPorts(pipeline, self.ledger, self.board), options, reach)
+
+    @property
+    def task(self) -> Task:
+        found = self.ledger.task(self.task_id)
+        assert found is not None
+        return found
+
+    def nothing_left(self) -> bool:
+        return not self.dropoff.staging and not (self.work_dir.exists() and any(self.work_dir.iterdir()))
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path / "work")
+
+
+def test_a_delivery_is_published_recorded_and_cleaned_up(worker: Worker) -> None:
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.dropoff.deliveries == {
+        "job-1": {"SKU1/SKU1.glb": OBJECTS["a/GLB_files/x.glb"], "SKU1/renders/front.jpg": OBJECTS["a/renders/front.jpg"]}
+    }
+    assert worker.catalogue.written == ["judged", "delivered"]
+    assert worker.nothing_left()
+
+
+def test_the_last_view_posted_is_the_final_one_and_stays(worker: Worker) -> None:
+    worker.run()
+    view = worker.board.read(worker.task_id)
+    assert view is not None
+    assert (view["status"], view["stage"], view["progress"]) == ("completed", "done", 100)
+
+
+@pytest.mark.parametrize(
+    ("point", "stage"),
+    [
+        ("download:before", Stage.DOWNLOAD),
+        ("validate:after", Stage.VALIDATE),
+        ("stage:after", Stage.UPLOAD),
+        ("publish:before", Stage.PUBLISH),
+    ],
+)
+def test_the_status_board_shows_each_stage_while_it_lasts(worker: Worker, point: str, stage: Stage) -> None:
+    shown = threading.Event()
+
+    def wait_until_shown(reached: str) -> None:
+        while reached == point and not shown.is_set():
+            if worker.board.posted and worker.board.posted[-1]["stage"] == stage:
+                shown.set()
+            shown.wait(0.01)
+
+    worker.run(wait_until_shown)
+    assert shown.is_set()
+    assert worker.task.status is Status.COMPLETED
+
+
+def test_without_redis_the_job_is_delivered_all_the_same(worker: Worker) -> None:
+    worker.board.away = True
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+
+
+def test_a_no_is_recorded_and_nothing_is_sent(worker: Worker) -> None:
+    worker.validator.answers = [NO]
+    worker.run()
+    assert worker.task.status is Status.VALIDATION_FAILED
+    assert "SKU1/SKU1.glb is broken" in worker.task.message
+    assert worker.catalogue.written == ["refused"]
+    assert worker.dropoff.deliveries == {}
+    assert worker.nothing_left()
+
+
+def test_a_transient_fault_is_told_with_class_cause_attempt_and_next_try(worker: Worker) -> None:
+    worker.validator.answers = [AWAY]
+    worker.run()
+    assert worker.task.status is Status.PENDING
+    for words in ("transient", "the validator did not answer", "attempt 1 of 3", "next try in"):
+        assert words in worker.task.message
+
+
+def test_a_validators_answer_that_is_no_verdict_is_written_to_the_studios_table(worker: Worker) -> None:
+    answer = Unavailable("validator_undecided", "the validator answered 503", "Look at it.")
+    answer.http_status = 503  # type: ignore[attr-defined]
+    worker.validator.answers = [answer]
+    worker.run()
+    assert worker.catalogue.written == ["unanswered 503"]
+
+
+def test_a_rejection_of_one_object_wins_over_the_upload_it_breaks_off(worker: Worker) -> None:
+    worker.store.failures["a/renders/front.jpg"] = [Rejected("object_missing", "no a/renders/front.jpg", "Upload it.")]
+    worker.run()
+    assert worker.task.problem is not None
+    assert worker.task.problem.code == "object_missing"
+
+
+def test_a_parked_destination_spends_no_attempt(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [DestinationParked("disk_full", "the partner's disk is full", "Make room there.")]
+    worker.run()
+    assert (worker.task.status, worker.task.attempt) == (Status.PENDING, 0)
+    assert "parked" in worker.task.message
+
+
+def test_an_unforeseen_fault_is_settled_as_unknown_without_its_text(worker: Worker) -> None:
+    worker.dropoff.failures["stage"] = [ValueError("password=hunter2")]
+    settled = worker.run()
+    assert settled is not None
+    assert settled.unexpected
+    assert (worker.task.status, worker.task.problem and worker.task.problem.error_class) == (Status.PENDING, "unknown")
+    assert "hunter2" not in worker.task.message
+
+
+def test_a_retry_uploads_nothing_that_was_staged_whole(worker: Worker) -> None:
+    worker.dropoff.failures["publish"] = [Unavailable("sftp_lost", "the connection was lost", "It is tried again.")]
+    worker.run()
+    uploaded = list(worker.dropoff.uploaded)
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.dropoff.uploaded == uploaded
+
+
+@pytest.mark.parametrize("point", ["lookup:after", "validate:after", "stage:after", "publish:before", "record:before"])
+def test_a_worker_that_lost_its_claim_stops_before_its_next_outside_effect(worker: Worker, point: str) -> None:
+    def lose(reached: str) -> None:
+        if reached == point:
+            worker.ledger.set_time("claimable_at", worker.task_id)
+            assert worker.ledger.claim(worker.task_id, "w2", 20) is not None
+
+    written = len(worker.catalogue.written)
+    settled = worker.run(lose)
+    assert settled is not None
+    assert settled.task.status is Status.PROCESSING, "the other worker's claim stands"
+    assert "delivered" not in worker.catalogue.written[written:]
+    if point != "record:before":
+        assert worker.dropoff.deliveries == {}
+
+
+def test_a_cancelled_job_stops_and_is_cancelled(worker: Worker) -> None:
+    worker.lease_renew_seconds = 0.01
+
+    def cancel(reached: str) -> None:
+        if reached == "download:before":
+            worker.ledger.request_cancel(worker.task_id)
+            threading.Event().wait(0.3)
+
+    worker.run(cancel)
+    assert worker.task.status is Status.CANCELLED
+    assert worker.dropoff.deliveries == {}
+
+
+def test_a_ring_for_a_task_that_is_taken_ended_or_unknown_does_nothing(worker: Worker) -> None:
+    assert worker.ledger.claim(worker.task_id, "w2", 20) is not None
+    assert worker.run() is None
+    worker.task_id = "never-issued"
+    assert worker.run() is None
+
+
+def test_a_ring_for_an_ended_task_removes_the_staging_it_left(worker: Worker) -> None:
+    worker.dropoff.failures["discard"] = [Unavailable("sftp_lost", "the connection was lost", "It is tried again.")]
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.dropoff.staging
+    worker.ledger.set_time("staging_due_at", worker.task_id)
+    assert worker.ledger.unclean(10) == [worker.task_id]
+    worker.run()
+    assert worker.nothing_left()
+    assert worker.ledger.unclean(10) == []
