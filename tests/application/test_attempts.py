@@ -229,20 +229,40 @@ def test_a_retry_uploads_nothing_that_was_staged_whole(worker: Worker) -> None:
     assert worker.dropoff.uploaded == uploaded
 
 
-@pytest.mark.parametrize("point", ["lookup:after", "validate:after", "stage:after", "publish:before", "record:before"])
-def test_a_worker_that_lost_its_claim_stops_before_its_next_outside_effect(worker: Worker, point: str) -> None:
+def lose_claim_at(worker: Worker, point: str) -> Callable[[str], None]:
+    """Another worker claims the task when the attempt reaches the point."""
+
     def lose(reached: str) -> None:
         if reached == point:
             worker.ledger.set_time("claimable_at", worker.task_id)
             assert worker.ledger.claim(worker.task_id, "w2", 20) is not None
 
-    written = len(worker.catalogue.written)
-    settled = worker.run(lose)
+    return lose
+
+
+@pytest.mark.parametrize("point", ["lookup:after", "validate:after", "stage:after"])
+def test_a_worker_that_lost_its_claim_publishes_and_records_nothing(worker: Worker, point: str) -> None:
+    settled = worker.run(lose_claim_at(worker, point))
     assert settled is not None
     assert settled.task.status is Status.PROCESSING, "the other worker's claim stands"
-    assert "delivered" not in worker.catalogue.written[written:]
-    if point != "record:before":
-        assert worker.dropoff.deliveries == {}
+    assert "delivered" not in worker.catalogue.written
+    assert worker.dropoff.deliveries == {}
+
+
+@pytest.mark.parametrize("point", ["publish:before", "publish:after", "record:before"])
+def test_a_worker_that_lost_its_claim_while_publishing_records_nothing_and_the_next_finds_it_published(
+    worker: Worker, point: str
+) -> None:
+    """The announced publish may still go through, until the next attempt adopts the staging folder; then it is the one."""
+    worker.run(lose_claim_at(worker, point))
+    assert "delivered" not in worker.catalogue.written
+    published = worker.dropoff.deliveries["job-1"]
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.dropoff.deliveries["job-1"] is published
+    assert worker.catalogue.written.count("delivered") == 1
+    assert len(worker.validator.asked) == 1
 
 
 def test_a_cancelled_job_stops_and_is_cancelled(worker: Worker) -> None:
