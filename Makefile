@@ -33,7 +33,7 @@ dev: $(READY) ## Run the whole stack on port 8001 until Ctrl-C
 	@$(BIN)/ncr dev
 
 test: $(READY) servers ## Run every test on real parts
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) ## Format, lint, types and import contracts (under a minute)
 	@$(BIN)/ruff format --check .
