@@ -75,7 +75,8 @@ def run_flower(settings: Settings) -> None:
     if settings.flower_basic_auth is not None:  # as an argument, it would be split at commas
         options.basic_auth = [settings.flower_basic_auth.get_secret_value()]
     log.info("flower_starts", address=address, port=settings.flower_port, guarded=bool(options.basic_auth))
-    make_celery(settings).start(["--quiet", "flower", f"--address={address}", f"--port={settings.flower_port}", "--logging=none"])
+    arguments = [f"--address={address}", f"--port={settings.flower_port}", "--logging=none"]
+    make_celery(settings).start(["--quiet", "flower", *arguments])
 
 
 def _prepare(settings: Settings) -> None:
