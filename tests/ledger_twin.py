@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ncr_upload.application.ports import AlreadyLive, BatchCounts, Memory, Page, Recording
+from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Memory, Page, Recording
 from ncr_upload.domain.batches import BatchLoad, release_next
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
@@ -50,7 +50,9 @@ class MemoryLedger:
 
     # --- Submissions
 
-    def accept(self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int) -> list[Task] | list[AlreadyLive]:
+    def accept(
+        self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int, remark: str = "accepted"
+    ) -> list[Task] | list[AlreadyLive]:
         with self._lock:
             running = {row.task.job_id: row.task.task_id for row in self._rows.values() if row.is_live}
             live = [AlreadyLive(job.job_id, running[job.job_id]) for job in jobs if job.job_id in running]
@@ -59,9 +61,13 @@ class MemoryLedger:
             now = self._clock()
             if batch_id is not None:
                 self._batches[batch_id] = now
-            return [self._insert(job, batch_id, now, released=index < release) for index, job in enumerate(jobs)]
+            held = f"{remark}; waits for its turn in the batch"
+            return [
+                self._insert(job, batch_id, now, remark if index < release else held, released=index < release)
+                for index, job in enumerate(jobs)
+            ]
 
-    def _insert(self, job: NewJob, batch_id: str | None, now: float, *, released: bool) -> Task:
+    def _insert(self, job: NewJob, batch_id: str | None, now: float, message: str, *, released: bool) -> Task:
         task = Task(
             task_id=str(uuid.uuid4()),
             job_id=job.job_id,
@@ -72,7 +78,7 @@ class MemoryLedger:
             status=Status.PENDING,
             stage=Stage.QUEUED,
             progress=0.0,
-            message="accepted" if released else "accepted; waits for its turn in the batch",
+            message=message,
             attempt=0,
             max_attempts=self._max_attempts,
             created_at=now,
@@ -86,6 +92,25 @@ class MemoryLedger:
     def task(self, task_id: str) -> Task | None:
         row = self._rows.get(task_id)
         return row.task if row is not None else None
+
+    def cancel(self, task_id: str) -> CancelAnswer | None:
+        with self._lock:
+            row = self._rows.get(task_id)
+            if row is None:
+                return None
+            if not row.is_live:
+                return CancelAnswer.CANCELLED if row.task.status is Status.CANCELLED else CancelAnswer.ENDED
+            if row.publish_fence is not None:
+                return CancelAnswer.PUBLISHING
+            row.cancel_requested = True
+            if row.worker is not None:
+                self._note(row, "cancel_requested", "api", "the caller asked for the job to be cancelled")
+                return CancelAnswer.REQUESTED
+            row.claimable_at = None
+            problem = Problem("cancelled", "cancelled", "the caller cancelled the job", "Submit the job again if needed.")
+            self._change(row, status=Status.CANCELLED, message=problem.message, problem=problem, finished_at=self._clock())
+            self._note(row, "cancelled", "api", problem.message)
+            return CancelAnswer.CANCELLED
 
     def history(self, task_id: str) -> list[Event]:
         row = self._rows.get(task_id)
@@ -142,7 +167,7 @@ class MemoryLedger:
                 problem=None,
             )
             self._note(row, "claimed", worker, f"attempt {row.task.attempt} of {row.task.max_attempts} begins")
-            return Claim(row.task, row.fence, worker, lease_seconds, row.publish_fence)
+            return Claim(row.task, row.fence, worker, lease_seconds, row.cancel_requested, row.publish_fence)
 
     def renew(self, claim: Claim) -> None:
         with self._lock:
@@ -164,9 +189,14 @@ class MemoryLedger:
         files: Sequence[PackageFile] | None = None,
         announce_staging: bool = False,
         announce_publish: bool = False,
+        retract_publish: bool = False,
     ) -> None:
         with self._lock:
             row = self._movable(claim, status)
+            if announce_publish and row.cancel_requested:
+                raise CancelRequested(claim.task.task_id)
+            if retract_publish:
+                row.publish_fence = None
             if announce_staging:
                 row.staging_due_at = self._clock()
             if also is not None:
@@ -207,6 +237,8 @@ class MemoryLedger:
     def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
         with self._lock:
             row = self._movable(claim, Status.PENDING)
+            if row.cancel_requested:
+                raise CancelRequested(claim.task.task_id)
             row.worker = None
             row.claimable_at = self._clock() + delay_seconds
             self._change(
@@ -286,9 +318,6 @@ class MemoryLedger:
     def set_time(self, column: str, task_id: str) -> None:
         """`claimable_at` or `staging_due_at`, to long ago."""
         setattr(self._rows[task_id], column, 1.0)
-
-    def request_cancel(self, task_id: str) -> None:
-        self._rows[task_id].cancel_requested = True
 
     # --- inside
 

@@ -26,7 +26,6 @@ class Ledger:
     cleaning: Cleaning
     set_time: Callable[[str, str], None]
     """Sets a column that holds a time to long ago, for the task with this id."""
-    cancel: Callable[[str], None]
 
     def accept(self, *job_ids: str, batch_id: str | None = None, release: int = 100) -> list[Task]:
         accepted = self.submissions.accept([NewJob(j, "ann", "spring") for j in job_ids], batch_id=batch_id, release=release)
@@ -57,9 +56,6 @@ class Ledger:
         """As if the task had ended a while ago."""
         self.set_time("staging_due_at", task.task_id)
 
-    def request_cancel(self, task: Task) -> None:
-        self.cancel(task.task_id)
-
 
 def sql_ledger(engine: Engine) -> Ledger:
     def run(statement: str, task_id: str) -> None:
@@ -72,10 +68,9 @@ def sql_ledger(engine: Engine) -> Ledger:
         SqlRecovery(engine),
         SqlCleaning(engine),
         lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t", task_id),
-        lambda task_id: run("UPDATE ncr_jobs SET cancel_requested = 1 WHERE task_id = :t", task_id),
     )
 
 
 def memory_ledger() -> Ledger:
     twin = MemoryLedger(max_attempts=3)
-    return Ledger(twin, twin, twin, twin, twin.set_time, twin.request_cancel)
+    return Ledger(twin, twin, twin, twin, twin.set_time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from ledger_twin import MemoryHost, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
-from ncr_upload.application.ports import Recording, StudioJob, Verdict
+from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import DestinationParked, Rejected, Unavailable
 from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
@@ -265,17 +266,48 @@ def test_a_worker_that_lost_its_claim_while_publishing_records_nothing_and_the_n
     assert len(worker.validator.asked) == 1
 
 
-def test_a_cancelled_job_stops_and_is_cancelled(worker: Worker) -> None:
-    worker.lease_renew_seconds = 0.01
-
+@pytest.mark.parametrize("point", ["lookup:after", "download:before", "validate:after", "stage:before", "stage:after"])
+def test_a_cancelled_job_stops_at_any_stage_before_its_publish(worker: Worker, point: str) -> None:
     def cancel(reached: str) -> None:
-        if reached == "download:before":
-            worker.ledger.request_cancel(worker.task_id)
-            threading.Event().wait(0.3)
+        if reached == point:
+            assert worker.ledger.cancel(worker.task_id) is CancelAnswer.REQUESTED
 
     worker.run(cancel)
     assert worker.task.status is Status.CANCELLED
     assert worker.dropoff.deliveries == {}
+    assert "delivered" not in worker.catalogue.written
+
+
+def test_a_cancel_is_heard_while_the_attempt_is_busy(worker: Worker) -> None:
+    """Within one renewal, not at the end of the stage: here the validator never answers."""
+    worker.lease_renew_seconds = 0.05
+
+    async def never(sku: str, package: object) -> Verdict:
+        assert worker.ledger.cancel(worker.task_id) is CancelAnswer.REQUESTED
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    worker.validator.judge = never  # type: ignore[assignment]
+    worker.run()
+    assert worker.task.status is Status.CANCELLED
+
+
+@pytest.mark.parametrize("point", ["publish:before", "publish:after", "record:before"])
+def test_a_cancel_against_the_finish_comes_too_late(worker: Worker, point: str) -> None:
+    def cancel(reached: str) -> None:
+        if reached == point:
+            assert worker.ledger.cancel(worker.task_id) is CancelAnswer.PUBLISHING
+
+    worker.run(cancel)
+    assert worker.task.status is Status.COMPLETED
+
+
+def test_a_job_cancelled_while_its_worker_was_dead_is_cancelled_by_the_next(worker: Worker) -> None:
+    assert worker.ledger.claim(worker.task_id, "dead", 20) is not None
+    worker.ledger.cancel(worker.task_id)
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.run()
+    assert worker.task.status is Status.CANCELLED
 
 
 def test_a_ring_for_a_task_that_is_taken_ended_or_unknown_does_nothing(worker: Worker) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ledgers import Ledger, memory_ledger, sql_ledger
-from ncr_upload.application.ports import AlreadyLive
+from ncr_upload.application.ports import AlreadyLive, CancelAnswer
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
 from studio_rows import open_database
@@ -205,12 +205,61 @@ def test_due_names_waiting_and_expired_tasks_but_not_running_or_ended_ones(ledge
     assert ledger.recovery.live_among([waiting.task_id, ended.task_id, "never"]) == {waiting.task_id}
 
 
-def test_a_cancel_wish_reaches_the_worker_at_its_next_renewal(ledger: Ledger) -> None:
+def test_a_waiting_task_is_cancelled_at_once_and_frees_its_job_id(ledger: Ledger) -> None:
     (task,) = ledger.accept("job-1")
-    claim = ledger.claim(task)
-    ledger.request_cancel(task)
-    with pytest.raises(CancelRequested):
-        ledger.claims.renew(claim)
+    assert ledger.submissions.cancel(task.task_id) is CancelAnswer.CANCELLED
+    assert ledger.submissions.cancel(task.task_id) is CancelAnswer.CANCELLED
+    assert ledger.status(task) is Status.CANCELLED
+    assert ledger.claims.claim(task.task_id, "w1", 20) is None
+    assert [event.kind for event in ledger.submissions.history(task.task_id)] == ["accepted", "cancelled"]
+    assert len(ledger.accept("job-1")) == 1
+
+
+def test_a_held_job_of_a_batch_is_cancelled_at_once(ledger: Ledger) -> None:
+    _, held = ledger.accept("job-1", "job-2", batch_id="b1", release=1)
+    assert ledger.submissions.cancel(held.task_id) is CancelAnswer.CANCELLED
+    assert ledger.recovery.release_batch_jobs(5) == []
+
+
+def test_a_running_task_hears_of_its_cancellation_at_every_next_step(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.uploading(task)
+    assert ledger.submissions.cancel(task.task_id) is CancelAnswer.REQUESTED
+    for step in (
+        lambda: ledger.claims.renew(claim),
+        lambda: ledger.claims.put_back(claim, problem=PROBLEM, message="", delay_seconds=0, spend_attempt=True),
+        lambda: ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", announce_publish=True),
+    ):
+        with pytest.raises(CancelRequested):
+            step()
+    ledger.expire(task)
+    assert ledger.claim(task, "w2").cancel_requested
+
+
+def test_a_task_that_is_being_published_is_not_cancelled(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.uploading(task)
+    ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", announce_publish=True)
+    assert ledger.submissions.cancel(task.task_id) is CancelAnswer.PUBLISHING
+    ledger.claims.renew(claim)
+
+
+def test_a_publish_that_did_not_happen_can_be_retracted_and_the_task_cancelled(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    claim = ledger.uploading(task)
+    ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", announce_publish=True)
+    ledger.expire(task)
+    again = ledger.claim(task, "w2")
+    ledger.claims.advance(again, status=Status.PROCESSING, stage=Stage.LOOKUP, message="", retract_publish=True)
+    assert ledger.submissions.cancel(task.task_id) is CancelAnswer.REQUESTED
+
+
+def test_an_ended_or_unknown_task_is_not_cancelled(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    ledger.claims.finish(ledger.claim(task), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    assert ledger.submissions.cancel(task.task_id) is CancelAnswer.ENDED
+    assert ledger.submissions.cancel("never") is None
+    assert ledger.status(task) is Status.FAILED
 
 
 def test_an_announced_publish_is_told_to_the_next_claim(ledger: Ledger) -> None:

@@ -111,7 +111,11 @@ async def _run_under(lease: Lease, delivery: Delivery) -> None:
 
 def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Exception:
     try:
-        _settle(delivery, failure, options)
+        try:
+            _settle(delivery, failure, options)
+        except CancelRequested as cancelled:
+            _settle(delivery, cancelled, options)
+            return cancelled
     except LeaseLost as lost:
         # Somebody else owns the task by now, or its end was committed although the answer was lost.
         return lost

@@ -28,7 +28,7 @@ from ncr_upload.application.ports import (
 )
 from ncr_upload.application.workspace import Workspace
 from ncr_upload.domain.admission import AdmissionLimits, Defer, decide
-from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
+from ncr_upload.domain.errors import CancelRequested, Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
 from ncr_upload.domain.packages import PackageFile, PlannedFile
@@ -90,6 +90,8 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
+        if self.claim.cancel_requested:
+            raise CancelRequested(self.task.task_id)
         if await self.resume_publish():
             return
         source = await self.look_up()
@@ -114,6 +116,8 @@ class Delivery:
             self.lease.check()
             await destination.adopt(self.task.task_id, self.claim.fence)
             if not await destination.is_published(self.task.task_id, self.claim.fence):
+                message = "the publish that an earlier attempt had announced did not happen"
+                await self._advance(Status.PROCESSING, Stage.LOOKUP, message, retract_publish=True)
                 return False
             await self.record()
             await self.clean_up(destination)

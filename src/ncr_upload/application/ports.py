@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -205,14 +206,32 @@ class Page:
     cursor: str | None
 
 
+class CancelAnswer(StrEnum):
+    """What became of the wish to cancel a task."""
+
+    CANCELLED = "cancelled"
+    REQUESTED = "requested"
+    """A worker has it, and stops within LEASE_RENEW_SECONDS."""
+    PUBLISHING = "publishing"
+    """Too late: its package is being published, or may have been."""
+    ENDED = "ended"
+
+
 class Submissions(Protocol):
     """The ledger as callers see it: what was accepted, and what became of it."""
 
-    def accept(self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int) -> list[Task] | list[AlreadyLive]:
+    def accept(
+        self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int, remark: str = "accepted"
+    ) -> list[Task] | list[AlreadyLive]:
         """Write all jobs in one transaction, the first `release` of them ready to claim, or none of them: then the
-        answer names those already live. The database, not a check before it, decides who is first."""
+        answer names those already live. The database, not a check before it, decides who is first. `remark` begins
+        the history."""
 
     def task(self, task_id: str) -> Task | None: ...
+
+    def cancel(self, task_id: str) -> CancelAnswer | None:
+        """Cancel a waiting task at once, ask a running one's worker to stop; None for an id never issued. A task is
+        either cancelled or published, never both."""
 
     def history(self, task_id: str) -> list[Event]: ...
 
@@ -245,10 +264,12 @@ class Claims(Protocol):
         files: Sequence[PackageFile] | None = None,
         announce_staging: bool = False,
         announce_publish: bool = False,
+        retract_publish: bool = False,
     ) -> None:
         """Write the new status, a history line and `also`, in one transaction. `announce_staging` notes, before anything
         is sent, that there may be staging folders to remove (see `Cleaning`); `announce_publish`, before the renames, that
-        this fence is about to publish."""
+        this fence is about to publish, and raises `CancelRequested` when the caller was faster; `retract_publish`, that an
+        earlier announced publish has not happened."""
 
     def finish(
         self,
@@ -266,7 +287,8 @@ class Claims(Protocol):
         """
 
     def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
-        """Give the task back to wait `delay_seconds`; an unspent attempt is not counted."""
+        """Give the task back to wait `delay_seconds`; an unspent attempt is not counted. Raises `CancelRequested` when
+        the caller has cancelled it meanwhile."""
 
 
 class Recovery(Protocol):

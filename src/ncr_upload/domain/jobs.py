@@ -137,6 +137,7 @@ class Claim:
     fence: int
     worker: str
     lease_seconds: float
+    cancel_requested: bool = False
     publish_fence: int | None = None
     """The fence of an earlier attempt that had announced its publish renames, if any (see `Dropoff.find_publish`)."""
 

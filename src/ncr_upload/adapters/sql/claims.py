@@ -52,7 +52,8 @@ class SqlClaims:
             )
             if taken.rowcount != 1:
                 return None
-            row = connection.execute(select(jobs.c.fence, jobs.c.publish_fence).where(jobs.c.task_id == task_id)).one()
+            facts = select(jobs.c.fence, jobs.c.publish_fence, jobs.c.cancel_requested).where(jobs.c.task_id == task_id)
+            row = connection.execute(facts).one()
             task = read_task(connection, task_id)
             assert task is not None
             write_event(
@@ -64,7 +65,7 @@ class SqlClaims:
                 actor=worker,
                 message=f"attempt {task.attempt} of {task.max_attempts} begins (fence {row.fence})",
             )
-        return Claim(task, row.fence, worker, lease_seconds, row.publish_fence)
+        return Claim(task, row.fence, worker, lease_seconds, bool(row.cancel_requested), row.publish_fence)
 
     def renew(self, claim: Claim) -> None:
         """See `Claims.renew`."""
@@ -72,9 +73,7 @@ class SqlClaims:
             renewed = connection.execute(_owned(claim).values(claimable_at=db_now() + claim.lease_seconds))
             if renewed.rowcount != 1:
                 raise LeaseLost(claim.task.task_id, claim.fence)
-            wish = select(jobs.c.cancel_requested).where(jobs.c.task_id == claim.task.task_id)
-            if connection.execute(wish).scalar_one():
-                raise CancelRequested(claim.task.task_id)
+            _refuse_cancelled(connection, claim)
 
     def advance(
         self,
@@ -89,6 +88,7 @@ class SqlClaims:
         files: Sequence[PackageFile] | None = None,
         announce_staging: bool = False,
         announce_publish: bool = False,
+        retract_publish: bool = False,
     ) -> None:
         """See `Claims.advance`."""
         values: dict[str, Any] = {"stage": stage.value, "message": message}
@@ -102,7 +102,11 @@ class SqlClaims:
             values["staging_due_at"] = db_now()
         if announce_publish:
             values["publish_fence"] = claim.fence
+        if retract_publish:
+            values["publish_fence"] = None
         with translated_errors(self._engine), self._engine.begin() as connection:
+            if announce_publish:
+                _refuse_cancelled(connection, claim)
             self._move(connection, claim, status, values)
             if files is not None:
                 _record_files(connection, claim.task.task_id, files)
@@ -174,6 +178,7 @@ class SqlClaims:
             **problem_columns(problem),
         }
         with translated_errors(self._engine), self._engine.begin() as connection:
+            _refuse_cancelled(connection, claim)
             self._move(connection, claim, Status.PENDING, values)
             write_event(
                 connection,
@@ -193,6 +198,13 @@ class SqlClaims:
         )
         if moved.rowcount != 1:
             raise LeaseLost(claim.task.task_id, claim.fence)
+
+
+def _refuse_cancelled(connection: Connection, claim: Claim) -> None:
+    """Raises `CancelRequested` if the caller has cancelled the task; else nobody can until this transaction ends."""
+    wish = select(jobs.c.cancel_requested).where(jobs.c.task_id == claim.task.task_id).with_for_update()
+    if connection.execute(wish).scalar_one():
+        raise CancelRequested(claim.task.task_id)
 
 
 def _moved_on(column: Any, seconds: float) -> Any:

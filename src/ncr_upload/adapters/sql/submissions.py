@@ -6,18 +6,20 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, insert, select
+from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
-from ncr_upload.adapters.sql.rows import read_now, read_task, task_of
-from ncr_upload.adapters.sql.tables import batches, events, jobs
-from ncr_upload.application.ports import AlreadyLive, BatchCounts, Page
+from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of, write_event
+from ncr_upload.adapters.sql.tables import batches, db_now, events, jobs
+from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Page
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.domain.jobs import Event, NewJob, Stage, Status, Task
+from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
 
 ROWS_PER_STATEMENT = 500
 RACES = 3
+CALLER = "api"
+CANCELLED_MESSAGE = "the caller cancelled the job before a worker had it"
 
 
 class SqlSubmissions:
@@ -25,15 +27,18 @@ class SqlSubmissions:
 
     def __init__(self, engine: Engine, *, max_attempts: int) -> None:
         self._engine = engine
-        self._max_attempts = max_attempts
+        columns = (column.name for column in jobs.columns if column.name not in ("id", "live_job_id"))
+        self._blank: dict[str, Any] = dict.fromkeys(columns) | {"max_attempts": max_attempts}
 
-    def accept(self, new_jobs: Sequence[NewJob], *, batch_id: str | None, release: int) -> list[Task] | list[AlreadyLive]:
+    def accept(
+        self, new_jobs: Sequence[NewJob], *, batch_id: str | None, release: int, remark: str = "accepted"
+    ) -> list[Task] | list[AlreadyLive]:
         """See `Submissions.accept`."""
         with translated_errors(self._engine):
             for _ in range(RACES):
                 try:
                     with self._engine.begin() as connection:
-                        return self._insert(connection, new_jobs, batch_id, release)
+                        return self._insert(connection, new_jobs, batch_id, release, remark)
                 except IntegrityError:
                     live = self._find_live([job.job_id for job in new_jobs])
                     if live:
@@ -45,36 +50,20 @@ class SqlSubmissions:
             1,
         )
 
-    def _insert(self, connection: Connection, new_jobs: Sequence[NewJob], batch_id: str | None, release: int) -> list[Task]:
+    def _insert(
+        self, connection: Connection, new_jobs: Sequence[NewJob], batch_id: str | None, release: int, remark: str
+    ) -> list[Task]:
         now = read_now(connection)
         if batch_id is not None:
             connection.execute(insert(batches).values(batch_id=batch_id, created_at=now, total_jobs=len(new_jobs)))
-        rows = [self._row(job, batch_id, now, released=index < release) for index, job in enumerate(new_jobs)]
+        held = f"{remark}; waits for its turn in the batch"
+        rows = [
+            self._blank | _row(job, batch_id, now, remark if index < release else held, released=index < release)
+            for index, job in enumerate(new_jobs)
+        ]
         connection.execute(insert(jobs), rows)
         connection.execute(insert(events), [_accepted_event(row) for row in rows])
         return [task_of(row) for row in rows]
-
-    def _row(self, job: NewJob, batch_id: str | None, now: float, *, released: bool) -> dict[str, Any]:
-        row: dict[str, Any] = dict.fromkeys(column.name for column in jobs.columns if column.name not in ("id", "live_job_id"))
-        row.update(
-            task_id=str(uuid.uuid4()),
-            job_id=job.job_id,
-            username=job.username,
-            campaign=job.campaign,
-            row_id=job.row_id,
-            batch_id=batch_id,
-            status=Status.PENDING.value,
-            stage=Stage.QUEUED.value,
-            message="accepted" if released else "accepted; waits for its turn in the batch",
-            attempt=0,
-            max_attempts=self._max_attempts,
-            claimable_at=now if released else None,
-            fence=0,
-            cancel_requested=0,
-            created_at=now,
-            updated_at=now,
-        )
-        return row
 
     def _find_live(self, job_ids: Sequence[str]) -> list[AlreadyLive]:
         found: list[AlreadyLive] = []
@@ -89,6 +78,31 @@ class SqlSubmissions:
         """The task, or None if this id was never issued."""
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return read_task(connection, task_id)
+
+    def cancel(self, task_id: str) -> CancelAnswer | None:
+        """See `Submissions.cancel`."""
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.task_id == task_id).with_for_update()).mappings().one_or_none()
+            if row is None:
+                return None
+            task = task_of(row)
+            if task.status in TERMINAL:
+                return CancelAnswer.CANCELLED if task.status is Status.CANCELLED else CancelAnswer.ENDED
+            if row["publish_fence"] is not None:
+                return CancelAnswer.PUBLISHING
+            waiting = row["worker"] is None
+            mine = update(jobs).where(jobs.c.task_id == task_id)
+            connection.execute(mine.values(**(_cancelled() if waiting else {"cancel_requested": 1})))
+            write_event(
+                connection,
+                task_id,
+                attempt=task.attempt,
+                stage=task.stage,
+                kind=Status.CANCELLED.value if waiting else "cancel_requested",
+                actor=CALLER,
+                message=CANCELLED_MESSAGE if waiting else "the caller asked for the job to be cancelled",
+            )
+        return CancelAnswer.CANCELLED if waiting else CancelAnswer.REQUESTED
 
     def history(self, task_id: str) -> list[Event]:
         """Everything that happened to the task, oldest first."""
@@ -122,6 +136,40 @@ class SqlSubmissions:
             updated_at = max((latest for _, _, latest in rows), default=created_at)
             page = _page(connection, select(jobs).where(of_batch), limit, cursor)
         return BatchCounts(batch_id, now, created_at, updated_at, counts), page
+
+
+def _cancelled() -> dict[str, Any]:
+    problem = Problem("cancelled", "cancelled", CANCELLED_MESSAGE, "Submit the job again if needed.")
+    return {
+        "status": Status.CANCELLED.value,
+        "message": CANCELLED_MESSAGE,
+        "claimable_at": None,
+        "fence": jobs.c.fence + 1,
+        "cancel_requested": 1,
+        "finished_at": db_now(),
+        "updated_at": db_now(),
+        **problem_columns(problem),
+    }
+
+
+def _row(job: NewJob, batch_id: str | None, now: float, message: str, *, released: bool) -> dict[str, Any]:
+    return {
+        "task_id": str(uuid.uuid4()),
+        "job_id": job.job_id,
+        "username": job.username,
+        "campaign": job.campaign,
+        "row_id": job.row_id,
+        "batch_id": batch_id,
+        "status": Status.PENDING.value,
+        "stage": Stage.QUEUED.value,
+        "message": message,
+        "attempt": 0,
+        "claimable_at": now if released else None,
+        "fence": 0,
+        "cancel_requested": 0,
+        "created_at": now,
+        "updated_at": now,
+    }
 
 
 def _accepted_event(row: dict[str, Any]) -> dict[str, Any]:
