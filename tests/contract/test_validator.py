@@ -208,6 +208,7 @@ async def test_what_is_no_verdict_is_unknown_with_its_status(scripted: Callable[
         (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3600),
         ("Mon, 23 Nov 1998 10:00:00 GMT", 0, 0),
     ],
+    ids=["seconds", "date", "date gone by"],
 )
 async def test_its_wish_to_be_asked_later_is_kept(
     scripted: Callable[..., HttpServer], header: str, low: float, high: float
