@@ -17,7 +17,7 @@ from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.application.views import VIEW_FIELDS, view_of
-from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.errors import CancelRequested, Unavailable
 from ncr_upload.domain.jobs import Problem, Stage, Status
 from ncr_upload.entrypoints.api.app import create_app
 from studio_rows import open_database
@@ -300,3 +300,54 @@ def test_celery_stats_have_the_workers_and_the_queue(site: Site) -> None:
     assert {"active", "scheduled", "stats", "workers", "queues", "timestamp"} <= set(body)
     assert body["workers"] == ["celery@here"]
     assert body["queues"] == {"ncr_jobs": 0}
+
+
+def test_a_waiting_task_is_cancelled_at_once(site: Site) -> None:
+    task_id = site.submit()
+    answer = site.http.post(f"/jobs/{task_id}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
+    assert site.http.get(f"/job-status/{task_id}").json()["status"] == "cancelled"
+    assert site.http.post(f"/jobs/{task_id}/cancel").status_code == 202
+    assert site.submit() != task_id
+
+
+def test_a_running_task_is_asked_to_stop(site: Site) -> None:
+    task_id = site.submit()
+    claim = site.claim(task_id)
+    assert site.http.post(f"/jobs/{task_id}/cancel").json()["status"] == "cancelling"
+    with pytest.raises(CancelRequested):
+        site.claims.renew(claim)
+
+
+def test_a_task_that_is_being_published_or_has_ended_is_not_cancelled(site: Site) -> None:
+    task_id = site.submit()
+    claim = site.claim(task_id)
+    for status in (Status.VALIDATION_PASSED, Status.UPLOADING):
+        site.claims.advance(claim, status=status, stage=Stage.PUBLISH, message="", announce_publish=True)
+    assert_problem(site.http.post(f"/jobs/{task_id}/cancel"), 409, "being_published")
+    site.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None)
+    assert_problem(site.http.post(f"/jobs/{task_id}/cancel"), 409, "already_ended")
+    assert_problem(site.http.post(f"/jobs/{NEVER}/cancel"), 404, "task_unknown")
+
+
+def test_a_failed_task_is_tried_again_as_a_new_one_that_names_it(site: Site) -> None:
+    task_id = site.submit()
+    assert_problem(site.http.post(f"/jobs/{task_id}/retry"), 409, "already_running")
+    site.claims.finish(site.claim(task_id), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=None)
+    again = site.http.post(f"/jobs/{task_id}/retry")
+    assert again.status_code == 202
+    body = again.json()
+    assert body["retry_of"] == task_id
+    view = site.http.get(f"/job-status/{body['task_id']}").json()
+    assert {name: view[name] for name in JOB} == JOB
+    assert task_id in site.http.get(f"/jobs/{body['task_id']}/history").json()["events"][0]["message"]
+    assert_problem(site.http.post(f"/jobs/{NEVER}/retry"), 404, "task_unknown")
+
+
+def test_a_delivered_task_is_not_tried_again(site: Site) -> None:
+    task_id = site.submit()
+    claim = site.claim(task_id)
+    for status in (Status.VALIDATION_PASSED, Status.UPLOADING):
+        site.claims.advance(claim, status=status, stage=Stage.UPLOAD, message="")
+    site.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None)
+    assert_problem(site.http.post(f"/jobs/{task_id}/retry"), 409, "already_ended")

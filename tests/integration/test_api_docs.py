@@ -24,6 +24,8 @@ ENDPOINTS = {
     ("get", "/batch-status/{batch_id}"),
     ("get", "/jobs/active"),
     ("get", "/jobs/{task_id}/history"),
+    ("post", "/jobs/{task_id}/cancel"),
+    ("post", "/jobs/{task_id}/retry"),
     ("get", "/health"),
     ("get", "/livez"),
     ("get", "/readyz"),

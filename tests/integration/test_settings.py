@@ -34,9 +34,7 @@ def test_env_sample_shows_the_defaults() -> None:
 
 def test_no_secret_has_a_default() -> None:
     secrets = [
-        name
-        for name, field in Settings.model_fields.items()
-        if SecretStr in (field.annotation, *get_args(field.annotation))
+        name for name, field in Settings.model_fields.items() if SecretStr in (field.annotation, *get_args(field.annotation))
     ]
     assert {"api_key", "wasabi_secret_key", "sftp_password", "db_password", "validator_api_key"} <= set(secrets)
     assert all(Settings.model_fields[name].default is None for name in secrets)

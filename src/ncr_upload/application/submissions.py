@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ncr_upload.application.doorbell import Doorbell
 from ncr_upload.application.ports import AlreadyLive, Host, Memory, Submissions
 from ncr_upload.domain.admission import AdmissionLimits, Defer, decide
-from ncr_upload.domain.jobs import NewJob, Task
+from ncr_upload.domain.jobs import TERMINAL, NewJob, Status, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,13 @@ class Busy:
 
     memory: Memory
     defer: Defer
+
+
+@dataclass(frozen=True, slots=True)
+class NotRetried:
+    """The task was delivered: there is nothing to try again."""
+
+    task: Task
 
 
 Answer = Accepted | AlreadyRunning | Busy
@@ -64,6 +71,21 @@ def submit(job: NewJob, *, ledger: Submissions, host: Host, doorbell: Doorbell, 
     return _accept([job], None, 1, ledger, host, doorbell, limits)
 
 
+def submit_again(
+    task_id: str, *, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits
+) -> Answer | NotRetried | None:
+    """Accept an ended task's job once more, as a new task; None for an id never issued. Raises as `submit`."""
+    task = ledger.task(task_id)
+    if task is None:
+        return None
+    if task.status not in TERMINAL:
+        return AlreadyRunning((AlreadyLive(task.job_id, task.task_id),))
+    if task.status is Status.COMPLETED:
+        return NotRetried(task)
+    job = NewJob(task.job_id, task.username, task.campaign, task.row_id)
+    return _accept([job], None, 1, ledger, host, doorbell, limits, remark=f"accepted as a retry of task {task_id}")
+
+
 def submit_batch(
     jobs: Sequence[NewJob], *, batch_size: int, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits
 ) -> Answer:
@@ -79,12 +101,13 @@ def _accept(
     host: Host,
     doorbell: Doorbell,
     limits: AdmissionLimits,
+    remark: str = "accepted",
 ) -> Answer:
     memory = host.memory()
     decision = decide(memory_used_percent=memory.used_percent, limits=limits)
     if isinstance(decision, Defer):
         return Busy(memory, decision)
-    answers = ledger.accept(jobs, batch_id=batch_id, release=release)
+    answers = ledger.accept(jobs, batch_id=batch_id, release=release, remark=remark)
     live = tuple(answer for answer in answers if isinstance(answer, AlreadyLive))
     if live:
         return AlreadyRunning(live)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
@@ -18,6 +18,11 @@ POLICY = (
     "font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; frame-ancestors 'none'"
 )
 """The pages may load nothing from elsewhere, so what works here works offline."""
+
+
+REDOC = "redoc.standalone.js"
+REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"
+NO_PICTURE = "data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22/%3E"
 
 
 def complete_openapi(app: FastAPI) -> None:
@@ -43,7 +48,15 @@ def complete_openapi(app: FastAPI) -> None:
 
 def serve_docs(app: FastAPI) -> None:
     """Add `/docs` and `/redoc`. Links keep the prefix of a proxy (`root_path`)."""
-    app.mount(ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")), name="docs-assets")
+    folder = files("fastapi_offline") / "static"
+
+    @app.get(f"{ASSETS}/{REDOC}", include_in_schema=False)
+    def redoc_script() -> Response:
+        """ReDoc as it comes, but for the one picture that it would fetch from its maker."""
+        script = (folder / REDOC).read_text("utf-8").replace(REDOC_LOGO, NO_PICTURE)
+        return Response(script, media_type="text/javascript", headers={"Cache-Control": "max-age=3600"})
+
+    app.mount(ASSETS, StaticFiles(directory=str(folder)), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
     async def swagger(request: Request) -> HTMLResponse:
@@ -64,7 +77,7 @@ def serve_docs(app: FastAPI) -> None:
         page = get_redoc_html(
             openapi_url=f"{root}{app.openapi_url}",
             title=f"{app.title}: ReDoc",
-            redoc_js_url=f"{root}{ASSETS}/redoc.standalone.js",
+            redoc_js_url=f"{root}{ASSETS}/{REDOC}",
             redoc_favicon_url=f"{root}{ASSETS}/favicon.png",
             with_google_fonts=False,
         )

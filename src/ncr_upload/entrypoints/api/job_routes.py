@@ -8,9 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query, Request
 
 from ncr_upload.application import queries
-from ncr_upload.application.submissions import Accepted, AlreadyRunning, Answer, Busy, find_repeated, submit, submit_batch
+from ncr_upload.application.ports import CancelAnswer
+from ncr_upload.application.submissions import (
+    Accepted,
+    AlreadyRunning,
+    Answer,
+    Busy,
+    NotRetried,
+    find_repeated,
+    submit,
+    submit_again,
+    submit_batch,
+)
 from ncr_upload.application.views import iso_time
-from ncr_upload.domain.jobs import NewJob, Status
+from ncr_upload.domain.jobs import NewJob, Status, Task
 from ncr_upload.entrypoints.api import models
 from ncr_upload.entrypoints.api.access import documented
 from ncr_upload.entrypoints.api.context import In
@@ -47,13 +58,7 @@ async def process_job(body: models.JobRequest, request: Request, api: In) -> dic
     )
     task = _accepted(answer, api).tasks[0]
     request.state.task_id = task.task_id
-    return {
-        "job_id": task.job_id,
-        "task_id": task.task_id,
-        "status": task.status,
-        "message": task.message,
-        "timestamp": iso_time(task.created_at),
-    }
+    return _describe(task)
 
 
 @router.post(
@@ -145,6 +150,63 @@ async def job_history(task_id: TaskId, request: Request, api: In) -> dict[str, A
     return history
 
 
+@router.post(
+    "/jobs/{task_id}/cancel",
+    status_code=202,
+    response_model=models.Cancelled,
+    responses=document("already_ended", "being_published", "task_unknown", "unavailable"),
+    tags=["Jobs"],
+    summary="Cancel a task",
+)
+async def cancel_job(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
+    """Cancel a task that waits, or ask its worker to stop. A task is either cancelled or published, never both: once its
+    package is being published it is too late (409). Asking twice is harmless."""
+    ports = api.ports
+    known = _is_issued(task_id, request, "task_id")
+    answer = await ports.lanes.submit.run(lambda: ports.ledger.cancel(task_id)) if known else None
+    match answer:
+        case CancelAnswer.CANCELLED:
+            message = "The job is cancelled; nothing is delivered."
+            return {"task_id": task_id, "status": "cancelled", "message": message}
+        case CancelAnswer.REQUESTED:
+            message = "The worker that has the job stops within seconds; nothing is delivered."
+            return {"task_id": task_id, "status": "cancelling", "message": message}
+        case CancelAnswer.PUBLISHING:
+            next_step = "Follow the task: it ends within seconds."
+            raise ProblemFound("being_published", "The package is being published.", task_id=task_id, next_step=next_step)
+        case CancelAnswer.ENDED:
+            next_step = "Nothing to do: see its history."
+            raise ProblemFound("already_ended", "The task has already ended.", task_id=task_id, next_step=next_step)
+        case None:
+            raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+
+
+@router.post(
+    "/jobs/{task_id}/retry",
+    status_code=202,
+    response_model=models.Retried,
+    responses=document("already_ended", "already_running", "memory_pressure", "task_unknown", "unavailable"),
+    tags=["Jobs"],
+    summary="Try an ended task's job again",
+)
+async def retry_job(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
+    """Accept the job of a failed, refused or cancelled task once more, with the same facts, as a new task. 409 if the job is
+    in flight, or was delivered."""
+    ports = api.ports
+    known = _is_issued(task_id, request, "task_id")
+    answer = None
+    if known:
+        answer = await ports.lanes.submit.run(
+            lambda: submit_again(task_id, ledger=ports.ledger, host=ports.host, doorbell=api.doorbell, limits=api.limits)
+        )
+    if answer is None:
+        raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+    if isinstance(answer, NotRetried):
+        next_step = "Nothing to do: the package is at the destination."
+        raise ProblemFound("already_ended", "The task was delivered.", task_id=task_id, next_step=next_step)
+    return _describe(_accepted(answer, api).tasks[0]) | {"retry_of": task_id}
+
+
 @router.get(
     "/batch-status/{batch_id}",
     response_model=models.BatchView,
@@ -164,6 +226,16 @@ async def batch_status(
     if view is None:
         raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
     return view
+
+
+def _describe(task: Task) -> dict[str, Any]:
+    return {
+        "job_id": task.job_id,
+        "task_id": task.task_id,
+        "status": task.status,
+        "message": task.message,
+        "timestamp": iso_time(task.created_at),
+    }
 
 
 def _is_issued(identity: str, request: Request, name: str) -> bool:

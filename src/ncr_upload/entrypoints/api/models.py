@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -11,6 +11,7 @@ from ncr_upload.domain.jobs import NewJob, Status
 from ncr_upload.domain.names import JOB_ID_PATTERN, MAX_NAME_LENGTH, check_job_id, check_label
 
 TASK_ID = "0b9f4b1e-8c1d-4c52-9c53-0f1b9f1e8a11"
+OTHER_TASK_ID = "5f3c0a6e-4f0e-4c1e-9d2b-2b7f5c1c7a90"
 BATCH_ID = "9d1c2a52-3a77-4f0e-8a3c-6d0a3f7f5b10"
 TIME = "2026-11-23T20:56:01.250Z"
 MAX_ROW_ID = 2**63 - 1
@@ -81,6 +82,43 @@ class Accepted(BaseModel):
             "examples": [
                 {"job_id": "your-job-id", "task_id": TASK_ID, "status": "pending", "message": "accepted", "timestamp": TIME}
             ]
+        }
+    )
+
+
+class Retried(Accepted):
+    """The job is in the ledger again, as a new task."""
+
+    retry_of: str = Field(description="The task that is tried again; its history stays.")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "job_id": "your-job-id",
+                    "task_id": TASK_ID,
+                    "status": "pending",
+                    "message": f"accepted as a retry of task {OTHER_TASK_ID}",
+                    "timestamp": TIME,
+                    "retry_of": OTHER_TASK_ID,
+                }
+            ]
+        }
+    )
+
+
+class Cancelled(BaseModel):
+    """What became of the wish to cancel."""
+
+    task_id: str
+    status: Literal["cancelled", "cancelling"] = Field(
+        description="`cancelled`: ended. `cancelling`: a worker has the job and stops within seconds; follow `/job-status`."
+    )
+    message: str
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"task_id": TASK_ID, "status": "cancelled", "message": "The job is cancelled; nothing is delivered."}]
         }
     )
 

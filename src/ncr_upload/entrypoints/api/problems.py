@@ -56,6 +56,20 @@ _KINDS = (
             "next_step": "Follow that task, or send the job again once it has ended.",
         },
     ),
+    Kind(
+        "already_ended",
+        409,
+        "Already ended",
+        "The task has already ended as 'completed'.",
+        {"next_step": "Nothing to do: see its history."},
+    ),
+    Kind(
+        "being_published",
+        409,
+        "Too late to cancel",
+        "The package is being published.",
+        {"next_step": "Follow the task: it ends within seconds."},
+    ),
     Kind("body_too_large", 413, "Request too large", "The body is larger than 4194304 bytes.", {}),
     Kind(
         "invalid_request",
