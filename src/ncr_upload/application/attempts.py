@@ -141,7 +141,7 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
     )
     waited = claim.task.updated_at - claim.task.created_at
     if isinstance(plan, Retry) and not plan.spend_attempt and waited > options.park_seconds:
-        plan = GiveUp(f"Given up: it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows.")
+        plan = GiveUp(f"it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows")
     attempt = f"attempt {claim.task.attempt} of {claim.task.max_attempts}"
     if isinstance(plan, Retry):
         spent = attempt if plan.spend_attempt else f"{attempt}, not counted"
@@ -152,7 +152,7 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
             claim, problem=problem, message=message, delay_seconds=plan.delay_seconds, spend_attempt=plan.spend_attempt
         )
         return
-    message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}) {plan.reason}"
+    message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}; given up: {plan.reason})"
     claims.finish(claim, status=Status.FAILED, stage=stage, message=message, problem=problem)
 
 
