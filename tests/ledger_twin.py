@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Memory, Page, Recording
+from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Memory, Page, Recording
 from ncr_upload.domain.batches import BatchLoad, release_next
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
@@ -46,14 +46,24 @@ class MemoryLedger:
         self._clock = clock
         self._rows: dict[str, _Row] = {}
         self._batches: dict[str, float] = {}
+        self._keys: dict[str, tuple[str, list[Task]]] = {}
         self._lock = threading.RLock()
 
     # --- Submissions
 
     def accept(
-        self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int, remark: str = "accepted"
-    ) -> list[Task] | list[AlreadyLive]:
+        self,
+        jobs: Sequence[NewJob],
+        *,
+        batch_id: str | None,
+        release: int,
+        remark: str = "accepted",
+        idempotency: Idempotency | None = None,
+    ) -> list[Task] | list[AlreadyLive] | KeyReused:
         with self._lock:
+            if idempotency is not None and idempotency.key in self._keys:
+                fingerprint, tasks = self._keys[idempotency.key]
+                return tasks if fingerprint == idempotency.fingerprint else KeyReused(idempotency.key)
             running = {row.task.job_id: row.task.task_id for row in self._rows.values() if row.is_live}
             live = [AlreadyLive(job.job_id, running[job.job_id]) for job in jobs if job.job_id in running]
             if live:
@@ -62,10 +72,13 @@ class MemoryLedger:
             if batch_id is not None:
                 self._batches[batch_id] = now
             held = f"{remark}; waits for its turn in the batch"
-            return [
+            accepted = [
                 self._insert(job, batch_id, now, remark if index < release else held, released=index < release)
                 for index, job in enumerate(jobs)
             ]
+            if idempotency is not None:
+                self._keys[idempotency.key] = (idempotency.fingerprint, accepted)
+            return accepted
 
     def _insert(self, job: NewJob, batch_id: str | None, now: float, message: str, *, released: bool) -> Task:
         task = Task(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ledgers import Ledger, memory_ledger, sql_ledger
-from ncr_upload.application.ports import AlreadyLive, CancelAnswer
+from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
 from studio_rows import open_database
@@ -322,3 +322,58 @@ def test_an_ended_task_with_staging_is_cleaned_up_after_by_one_worker(ledger: Le
     ledger.cleaning.cleaned(staged.task_id)
     ledger.forget_grace(running)
     assert ledger.cleaning.unclean(10) == []
+
+
+def test_a_repeated_request_is_answered_as_the_first_time_even_after_its_end(ledger: Ledger) -> None:
+    key = Idempotency("k-1", "f" * 64)
+    first = ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)
+    assert isinstance(first, list)
+    (task,) = first
+    assert isinstance(task, Task)
+    assert _ids(ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)) == [task.task_id]
+    ledger.claims.finish(ledger.claim(task), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    (again,) = ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)  # type: ignore[misc]
+    assert isinstance(again, Task)
+    assert (again.task_id, again.status, again.message) == (task.task_id, Status.PENDING, "accepted")
+    assert ledger.submissions.active(username=None, campaign=None, status=None, limit=9, cursor=None).total == 0
+
+
+def test_a_key_used_for_another_request_is_refused(ledger: Ledger) -> None:
+    ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=Idempotency("k-1", "f" * 64))
+    other = ledger.submissions.accept(
+        [NewJob("job-2", "ann", "spring")], batch_id=None, release=1, idempotency=Idempotency("k-1", "0" * 64)
+    )
+    assert other == KeyReused("k-1")
+    assert ledger.submissions.active(username=None, campaign=None, status=None, limit=9, cursor=None).total == 1
+
+
+def test_a_repeated_batch_is_answered_with_its_first_batch(ledger: Ledger) -> None:
+    jobs = [NewJob(f"job-{n}", "ann", "spring") for n in range(3)]
+    key = Idempotency("k-1", "f" * 64)
+    first = ledger.submissions.accept(jobs, batch_id="b1", release=2, idempotency=key)
+    again = ledger.submissions.accept(jobs, batch_id="b2", release=2, idempotency=key)
+    assert _ids(first) == _ids(again)
+    assert ledger.submissions.batch("b2", limit=9, cursor=None) is None
+
+
+def test_of_many_repeats_at_once_one_task_is_accepted(ledger: Ledger) -> None:
+    answers: list[list[str]] = []
+    start = threading.Barrier(12)
+
+    def submit() -> None:
+        start.wait()
+        answers.append(_ids(ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=Idempotency("k", "f"))))
+
+    threads = [threading.Thread(target=submit) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 12
+    assert len({tuple(answer) for answer in answers}) == 1
+
+
+def _ids(answer: object) -> list[str]:
+    assert isinstance(answer, list)
+    assert all(isinstance(task, Task) for task in answer)
+    return [task.task_id for task in answer]

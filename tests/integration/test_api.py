@@ -351,3 +351,16 @@ def test_a_delivered_task_is_not_tried_again(site: Site) -> None:
         site.claims.advance(claim, status=status, stage=Stage.UPLOAD, message="")
     site.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None)
     assert_problem(site.http.post(f"/jobs/{task_id}/retry"), 409, "already_ended")
+
+
+def test_a_request_repeated_with_its_key_is_answered_as_the_first_time(site: Site) -> None:
+    headers = {"Idempotency-Key": "k-1"}
+    first = site.http.post("/process-job", json=JOB, headers=headers)
+    again = site.http.post("/process-job", json=JOB, headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    other = site.http.post("/process-job", json=JOB | {"job_id": "another"}, headers=headers)
+    assert_problem(other, 422, "idempotency_key_reused")
+    jobs = [JOB | {"job_id": f"batch-{n}"} for n in range(3)]
+    batch = site.http.post("/process-batch", json=jobs, headers={"Idempotency-Key": "k-2"})
+    assert site.http.post("/process-batch", json=jobs, headers={"Idempotency-Key": "k-2"}).json() == batch.json()
+    assert_problem(site.http.post("/process-job", json=JOB, headers={"Idempotency-Key": "x" * 256}), 422, "invalid_request")

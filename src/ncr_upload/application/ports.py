@@ -187,6 +187,21 @@ class AlreadyLive:
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A caller's key for one request, and the SHA-256 (hex) of what was asked."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The key was used before, for another request."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class BatchCounts:
     """How the tasks of a batch stand. Times are seconds since the epoch by the ledger's clock; `now` is when it was asked."""
 
@@ -221,11 +236,18 @@ class Submissions(Protocol):
     """The ledger as callers see it: what was accepted, and what became of it."""
 
     def accept(
-        self, jobs: Sequence[NewJob], *, batch_id: str | None, release: int, remark: str = "accepted"
-    ) -> list[Task] | list[AlreadyLive]:
+        self,
+        jobs: Sequence[NewJob],
+        *,
+        batch_id: str | None,
+        release: int,
+        remark: str = "accepted",
+        idempotency: Idempotency | None = None,
+    ) -> list[Task] | list[AlreadyLive] | KeyReused:
         """Write all jobs in one transaction, the first `release` of them ready to claim, or none of them: then the
         answer names those already live. The database, not a check before it, decides who is first. `remark` begins
-        the history."""
+        the history. A request repeated with its `idempotency` is answered with the tasks of the first time, as they were
+        when they were accepted, and accepts nothing."""
 
     def task(self, task_id: str) -> Task | None: ...
 

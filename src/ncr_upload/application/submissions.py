@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from ncr_upload.application.doorbell import Doorbell
-from ncr_upload.application.ports import AlreadyLive, Host, Memory, Submissions
+from ncr_upload.application.ports import AlreadyLive, Host, Idempotency, KeyReused, Memory, Submissions
 from ncr_upload.domain.admission import AdmissionLimits, Defer, decide
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Status, Task
 
@@ -42,7 +44,7 @@ class NotRetried:
     task: Task
 
 
-Answer = Accepted | AlreadyRunning | Busy
+Answer = Accepted | AlreadyRunning | Busy | KeyReused
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,25 @@ def find_repeated(jobs: Sequence[NewJob]) -> list[Repeated]:
     return repeated
 
 
-def submit(job: NewJob, *, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits) -> Answer:
+def identify(key: str | None, request: str, jobs: Sequence[NewJob]) -> Idempotency | None:
+    """The caller's key with the fingerprint of what was asked, if there is a key."""
+    if key is None:
+        return None
+    asked = json.dumps([request, *(astuple(job) for job in jobs)], ensure_ascii=False, separators=(",", ":"))
+    return Idempotency(key, hashlib.sha256(asked.encode()).hexdigest())
+
+
+def submit(
+    job: NewJob,
+    *,
+    ledger: Submissions,
+    host: Host,
+    doorbell: Doorbell,
+    limits: AdmissionLimits,
+    idempotency: Idempotency | None = None,
+) -> Answer:
     """Accept one job. Raises `Unavailable` when the database does not answer: then nothing was confirmed."""
-    return _accept([job], None, 1, ledger, host, doorbell, limits)
+    return _accept([job], None, 1, ledger, host, doorbell, limits, idempotency=idempotency)
 
 
 def submit_again(
@@ -87,10 +105,17 @@ def submit_again(
 
 
 def submit_batch(
-    jobs: Sequence[NewJob], *, batch_size: int, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits
+    jobs: Sequence[NewJob],
+    *,
+    batch_size: int,
+    ledger: Submissions,
+    host: Host,
+    doorbell: Doorbell,
+    limits: AdmissionLimits,
+    idempotency: Idempotency | None = None,
 ) -> Answer:
     """Accept all the jobs, the first `batch_size` of them ready at once, or none. Raises as `submit`."""
-    return _accept(jobs, str(uuid.uuid4()), batch_size, ledger, host, doorbell, limits)
+    return _accept(jobs, str(uuid.uuid4()), batch_size, ledger, host, doorbell, limits, idempotency=idempotency)
 
 
 def _accept(
@@ -102,15 +127,18 @@ def _accept(
     doorbell: Doorbell,
     limits: AdmissionLimits,
     remark: str = "accepted",
+    idempotency: Idempotency | None = None,
 ) -> Answer:
     memory = host.memory()
     decision = decide(memory_used_percent=memory.used_percent, limits=limits)
     if isinstance(decision, Defer):
         return Busy(memory, decision)
-    answers = ledger.accept(jobs, batch_id=batch_id, release=release, remark=remark)
+    answers = ledger.accept(jobs, batch_id=batch_id, release=release, remark=remark, idempotency=idempotency)
+    if isinstance(answers, KeyReused):
+        return answers
     live = tuple(answer for answer in answers if isinstance(answer, AlreadyLive))
     if live:
         return AlreadyRunning(live)
     tasks = tuple(answer for answer in answers if isinstance(answer, Task))
     doorbell.press(tasks[:release])
-    return Accepted(tasks, batch_id)
+    return Accepted(tasks, tasks[0].batch_id)

@@ -96,8 +96,8 @@ class SftpSession:
             return
         new = own + ".new"
         await self._remote.remove_tree(new)
-        for folder in ("", "package", "previous", "parts"):
-            await self._remote.make_folder(posixpath.join(new, folder))
+        for folder in (new, *(posixpath.join(new, name) for name in ("package", "previous", "parts"))):
+            await self._remote.make_folder(folder)
         await self._remote.rename(new, own)
 
     async def _remove(self, name: str) -> None:
@@ -320,21 +320,15 @@ async def _send(remote: Remote, source: BinaryIO, file: asyncssh.SFTPClientFile,
                 done, writes = await asyncio.wait(writes, timeout=remote.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     raise remote.class_of(TimeoutError(), doing)
-                for write in done:
-                    on_bytes(_result(remote, write, doing))
+                if failures := [failure for write in done if (failure := write.exception())]:
+                    raise remote.class_of(failures[0], doing)
+                on_bytes(sum(write.result() for write in done))
             if not block:
                 return
     finally:
         for write in writes:
             write.cancel()
         await asyncio.gather(*writes, return_exceptions=True)
-
-
-def _result(remote: Remote, write: asyncio.Task[int], doing: str) -> int:
-    try:
-        return write.result()
-    except (asyncssh.Error, OSError) as error:
-        raise remote.class_of(error, doing) from None
 
 
 def _name(task_id: str, fence: int) -> str:

@@ -45,11 +45,11 @@ class Remote:
 
     async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
         try:
-            return await asyncio.wait_for(request, self.timeout_seconds)
+            return await _answer_within(self.timeout_seconds, request)
         except (asyncssh.Error, OSError) as error:
             raise self.class_of(error, doing) from None
 
-    def class_of(self, error: Exception, doing: str) -> DeliveryError:
+    def class_of(self, error: BaseException, doing: str) -> DeliveryError:
         """The one table from a server's answers to our errors."""
         said = re.sub(r"[^ -~]+", " ", str(error))[:200]
         what = f"{self.address} failed to {doing}"
@@ -147,10 +147,17 @@ class Remote:
                 continue
 
     async def remove_tree(self, top: str) -> None:
-        """Remove a folder and all below it; it may be missing."""
-        tree = await self.tree(top)
-        await self.remove_files(posixpath.join(top, path) for path in tree.files)
-        await self.remove_folders([top, *(posixpath.join(top, path) for path in tree.folders)])
+        """Remove a folder and all below it; it may be missing. A file that was being made there meanwhile is found again."""
+        for last in (False, False, True):
+            tree = await self.tree(top)
+            await self.remove_files(posixpath.join(top, path) for path in tree.files)
+            try:
+                await self.remove_folders([top, *(posixpath.join(top, path) for path in tree.folders)])
+            except Failed:
+                if last:
+                    raise
+            else:
+                return
 
     async def _remove(self, path: str) -> None:
         try:
@@ -165,6 +172,20 @@ class Remote:
         except (Missing, Failed, DestinationParked):
             return None
         return (room.bavail or 0) * (room.frsize or 0)
+
+
+async def _answer_within(timeout_seconds: float, request: Coroutine[Any, Any, T]) -> T:
+    """Unlike `wait_for` this does not wait for a cancelled request to end: asyncssh's may want to close a handle first,
+    which a silent server never answers. The end of the connection ends it."""
+    asking = asyncio.create_task(request)
+    try:
+        await asyncio.wait({asking}, timeout=timeout_seconds)
+        if not asking.done():
+            raise TimeoutError
+        return asking.result()
+    finally:
+        asking.cancel()
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may look at it any more
 
 
 def disk_full(what: str, said: str) -> DestinationParked:

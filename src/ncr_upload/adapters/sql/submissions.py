@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, func, insert, select, update
@@ -12,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
 from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of, write_event
 from ncr_upload.adapters.sql.tables import batches, db_now, events, jobs
-from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Page
+from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
+from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
 
@@ -31,15 +33,23 @@ class SqlSubmissions:
         self._blank: dict[str, Any] = dict.fromkeys(columns) | {"max_attempts": max_attempts}
 
     def accept(
-        self, new_jobs: Sequence[NewJob], *, batch_id: str | None, release: int, remark: str = "accepted"
-    ) -> list[Task] | list[AlreadyLive]:
+        self,
+        new_jobs: Sequence[NewJob],
+        *,
+        batch_id: str | None,
+        release: int,
+        remark: str = "accepted",
+        idempotency: Idempotency | None = None,
+    ) -> list[Task] | list[AlreadyLive] | KeyReused:
         """See `Submissions.accept`."""
         with translated_errors(self._engine):
             for _ in range(RACES):
                 try:
                     with self._engine.begin() as connection:
-                        return self._insert(connection, new_jobs, batch_id, release, remark)
+                        return self._insert(connection, new_jobs, batch_id, release, remark, idempotency)
                 except IntegrityError:
+                    if idempotency is not None and (first := self._find_first(idempotency)) is not None:
+                        return first
                     live = self._find_live([job.job_id for job in new_jobs])
                     if live:
                         return live
@@ -51,7 +61,13 @@ class SqlSubmissions:
         )
 
     def _insert(
-        self, connection: Connection, new_jobs: Sequence[NewJob], batch_id: str | None, release: int, remark: str
+        self,
+        connection: Connection,
+        new_jobs: Sequence[NewJob],
+        batch_id: str | None,
+        release: int,
+        remark: str,
+        idempotency: Idempotency | None,
     ) -> list[Task]:
         now = read_now(connection)
         if batch_id is not None:
@@ -63,7 +79,25 @@ class SqlSubmissions:
         ]
         connection.execute(insert(jobs), rows)
         connection.execute(insert(events), [_accepted_event(row) for row in rows])
+        if idempotency is not None:
+            first = {"task_id": rows[0]["task_id"], "batch_id": batch_id, "created_at": now}
+            key = {"idempotency_key": idempotency.key, "fingerprint": idempotency.fingerprint}
+            connection.execute(insert(idempotency_keys).values(**key, **first))
         return [task_of(row) for row in rows]
+
+    def _find_first(self, idempotency: Idempotency) -> list[Task] | KeyReused | None:
+        """What the key was answered the first time; None if it is new."""
+        with self._engine.connect().execution_options(**READ_ONLY) as connection:
+            known = select(idempotency_keys).where(idempotency_keys.c.idempotency_key == idempotency.key)
+            row = connection.execute(known).mappings().one_or_none()
+            if row is None:
+                return None
+            if row["fingerprint"] != idempotency.fingerprint:
+                return KeyReused(idempotency.key)
+            batch_id = row["batch_id"]
+            mine = jobs.c.task_id == row["task_id"] if batch_id is None else jobs.c.batch_id == batch_id
+            found = connection.execute(select(jobs).where(mine).order_by(jobs.c.id)).mappings().all()
+        return [replace(task_of(each), status=Status.PENDING, stage=Stage.QUEUED, message="accepted") for each in found]
 
     def _find_live(self, job_ids: Sequence[str]) -> list[AlreadyLive]:
         found: list[AlreadyLive] = []

@@ -114,6 +114,17 @@ files = Table(
 )
 
 
+idempotency = Table(
+    "ncr_idempotency",
+    metadata,
+    Column("idempotency_key", exact(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("task_id", exact(36), nullable=False),
+    Column("batch_id", exact(36)),
+    Column("created_at", Double, nullable=False, index=True),
+)
+
+
 class db_now(ColumnElement[float]):
     """Seconds since the epoch by the database's clock, with fractions, at the time the statement runs."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi import APIRouter, Body, Header, Path, Query, Request
 
 from ncr_upload.application import queries
-from ncr_upload.application.ports import CancelAnswer
+from ncr_upload.application.ports import CancelAnswer, KeyReused
 from ncr_upload.application.submissions import (
     Accepted,
     AlreadyRunning,
@@ -16,6 +16,7 @@ from ncr_upload.application.submissions import (
     Busy,
     NotRetried,
     find_repeated,
+    identify,
     submit,
     submit_again,
     submit_batch,
@@ -34,6 +35,15 @@ BatchId = Annotated[str, Path(description="As answered by `/process-batch`.", ex
 Limit = Annotated[int, Query(ge=1, le=1000, description="Tasks on a page.")]
 Cursor = Annotated[str | None, Query(pattern="^[0-9]{1,18}$", description="The `cursor` of the page before.")]
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern="^[\\x21-\\x7e]{1,255}$",
+        description="Makes a repeat harmless: the same key with the same body is answered as the first time.",
+        examples=["9c7d5c1e-7f5f-4d0e-8e0e-1b2a3c4d5e6f"],
+    ),
+]
+
 ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -41,11 +51,15 @@ ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
     "/process-job",
     status_code=202,
     response_model=models.Accepted,
-    responses=document("already_running", "body_too_large", "invalid_request", "memory_pressure", "unavailable"),
+    responses=document(
+        "already_running", "body_too_large", "idempotency_key_reused", "invalid_request", "memory_pressure", "unavailable"
+    ),
     tags=["Jobs"],
     summary="Send a job",
 )
-async def process_job(body: models.JobRequest, request: Request, api: In) -> dict[str, Any]:
+async def process_job(
+    body: models.JobRequest, request: Request, api: In, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
     """Accept a job for delivery. A 202 means it is in the ledger and will end in exactly one terminal status, whatever
     dies meanwhile. 409 names the task if this `job_id` is already in flight.
 
@@ -54,7 +68,14 @@ async def process_job(body: models.JobRequest, request: Request, api: In) -> dic
     """
     job, ports = body.to_job(), api.ports
     answer = await ports.lanes.submit.run(
-        lambda: submit(job, ledger=ports.ledger, host=ports.host, doorbell=api.doorbell, limits=api.limits)
+        lambda: submit(
+            job,
+            ledger=ports.ledger,
+            host=ports.host,
+            doorbell=api.doorbell,
+            limits=api.limits,
+            idempotency=identify(idempotency_key, "process-job", [job]),
+        )
     )
     task = _accepted(answer, api).tasks[0]
     request.state.task_id = task.task_id
@@ -66,13 +87,22 @@ async def process_job(body: models.JobRequest, request: Request, api: In) -> dic
     status_code=202,
     response_model=models.BatchAccepted,
     responses=document(
-        "already_running", "body_too_large", "duplicate_jobs", "invalid_request", "memory_pressure", "unavailable"
+        "already_running",
+        "body_too_large",
+        "duplicate_jobs",
+        "idempotency_key_reused",
+        "invalid_request",
+        "memory_pressure",
+        "unavailable",
     ),
     tags=["Batches"],
     summary="Send a batch of jobs",
 )
 async def process_batch(
-    body: Annotated[list[models.JobRequest], Body(min_length=1, max_length=models.MAX_BATCH_JOBS)], request: Request, api: In
+    body: Annotated[list[models.JobRequest], Body(min_length=1, max_length=models.MAX_BATCH_JOBS)],
+    request: Request,
+    api: In,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accept 1 to 10,000 jobs, all or none. BATCH_SIZE of them are in flight at most; the others wait for their turn.
     409 names every job that is already in flight; a job named twice is a 422. A 503 is as for `/process-job`."""
@@ -82,6 +112,7 @@ async def process_batch(
         lambda: submit_batch(
             jobs,
             batch_size=api.settings.batch_size,
+            idempotency=identify(idempotency_key, "process-batch", jobs),
             ledger=ports.ledger,
             host=ports.host,
             doorbell=api.doorbell,
@@ -257,6 +288,12 @@ def _accepted(answer: Answer, api: In) -> Accepted:
                 task_id=live[0].task_id,
                 running=[{"job_id": job.job_id, "task_id": job.task_id} for job in live],
                 next_step="Follow these tasks, or send the jobs again once they have ended. Nothing was accepted.",
+            )
+        case KeyReused(key):
+            raise ProblemFound(
+                "idempotency_key_reused",
+                f"The Idempotency-Key '{key}' was used before, for another request.",
+                next_step="Use a new key for a new request; repeat a request with the very same body. Nothing was accepted.",
             )
         case Busy(memory, defer):
             raise ProblemFound(

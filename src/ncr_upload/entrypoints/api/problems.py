@@ -86,6 +86,13 @@ _KINDS = (
         {"errors": [{"field": "[2].job_id", "message": "[0].job_id and [2].job_id are both 'job-1'."}]},
     ),
     Kind(
+        "idempotency_key_reused",
+        422,
+        "Key used for another request",
+        "The Idempotency-Key 'k-1' was used before, for another request.",
+        {"next_step": "Use a new key for a new request."},
+    ),
+    Kind(
         "internal_error",
         500,
         "Unexpected error",

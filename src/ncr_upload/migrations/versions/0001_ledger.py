@@ -92,8 +92,18 @@ def upgrade() -> None:
         mysql_engine="InnoDB",
         mysql_charset="utf8mb4",
     )
+    op.create_table(
+        "ncr_idempotency",
+        sa.Column("idempotency_key", exact(255), primary_key=True),
+        sa.Column("fingerprint", sa.String(64), nullable=False),
+        sa.Column("task_id", exact(36), nullable=False),
+        sa.Column("batch_id", exact(36)),
+        sa.Column("created_at", sa.Double, nullable=False, index=True),
+        mysql_engine="InnoDB",
+        mysql_charset="utf8mb4",
+    )
 
 
 def downgrade() -> None:
-    for name in ("ncr_files", "ncr_events", "ncr_batches", "ncr_jobs"):
+    for name in ("ncr_idempotency", "ncr_files", "ncr_events", "ncr_batches", "ncr_jobs"):
         op.drop_table(name)
