@@ -27,6 +27,7 @@ def serve(app: FastAPI) -> Iterator[httpx.Client]:
     """Run the app on a free port of 127.0.0.1; a client for it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen(128)  # a request waits for the server to be up instead of being refused
         port = listener.getsockname()[1]
         server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, timeout_keep_alive=60)
