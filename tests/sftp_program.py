@@ -1,13 +1,13 @@
 """An SFTP server that fails on request: `sftp_program.py ROOT HOST_KEY CONTROL USER PASSWORD [--plain]`.
 
 The word in the file CONTROL says how:
-    no-space, quota   writes fail as on a full disk or a spent quota
-    vague             writes fail with SFTP's catch-all code and no reason
+    no-space, quota   large writes fail as on a full disk or a spent quota
+    vague             large writes fail with SFTP's catch-all code and no reason
     denied            new folders are refused
-    hang              writes are never answered
-    cut-on-write      the connection is cut by the next write, then the server is well
-    cut-after-publish the next rename to a top folder is done, then the connection is cut before its answer
-    refuse-publish    renames of a package to a top folder fail
+    hang, hang-large  writes, or large ones, are never answered
+    cut-on-write      the connection is cut by the next large write, then the server is well
+    cut-after-publish the next rename out of staging is done, then the connection is cut before its answer
+    refuse-publish    renames of a package out of staging fail
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import asyncssh
 from asyncssh.sftp import SFTPServerHandler
 
 ROOT, HOST_KEY, CONTROL, USER, PASSWORD = sys.argv[1:6]
+LARGE_BYTES = 4096
 ERRNO = {"no-space": errno.ENOSPC, "quota": errno.EDQUOT}
 
 
@@ -38,14 +39,15 @@ class Files(asyncssh.SFTPServer):
         self.connection.abort()
 
     async def write(self, file_obj: object, offset: int, data: bytes) -> int:
-        match fault():
-            case ("no-space" | "quota") as name:
+        name = fault()
+        if name == "hang" or (name == "hang-large" and len(data) >= LARGE_BYTES):
+            await asyncio.sleep(3600)
+        if len(data) >= LARGE_BYTES:
+            if name in ERRNO:
                 raise OSError(ERRNO[name], os.strerror(ERRNO[name]))
-            case "vague":
+            if name == "vague":
                 raise asyncssh.SFTPFailure("Failure")
-            case "hang":
-                await asyncio.sleep(3600)
-            case "cut-on-write":
+            if name == "cut-on-write":
                 self._cut()
         return super().write(file_obj, offset, data)  # type: ignore[return-value]
 
@@ -55,7 +57,7 @@ class Files(asyncssh.SFTPServer):
         super().mkdir(path, attrs)
 
     def rename(self, oldpath: bytes, newpath: bytes) -> None:
-        publishes = oldpath.endswith(b"/package") and newpath.count(b"/") == 1
+        publishes = oldpath.endswith(b"/package") and b".ncr-staging" not in newpath
         if publishes and fault() == "refuse-publish":
             raise asyncssh.SFTPFailure("Failure")
         super().rename(oldpath, newpath)

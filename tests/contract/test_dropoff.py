@@ -411,14 +411,14 @@ async def test_two_attempts_at_once_leave_one_owner(real: Place, new: list[Local
     for turn in range(5):
         task = f"task-{turn}"
 
-        async def attempt(fence: int, task: str = task) -> int | None:
+        async def attempt(fence: int, task: str = task) -> DeliveryError | None:
             async with real.dropoff.session() as session:
                 try:
                     await session.adopt(task, fence)
                     await session.stage(task, fence, new, ignore)
-                except DeliveryError:
-                    return None
-                return fence
+                except DeliveryError as error:
+                    return error
+                return None
 
-        await asyncio.gather(attempt(1), attempt(2))
-        assert {name for name in real.staged() if name.startswith(f"{task}-")} == {f"{task}-2"}
+        told = await asyncio.gather(attempt(1), attempt(2))
+        assert {name for name in real.staged() if name.startswith(f"{task}-")} == {f"{task}-2"}, told
