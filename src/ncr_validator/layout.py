@@ -56,7 +56,7 @@ def _check_main_model(names: list[str], sku: str, main_model: MainModel) -> Iter
     if main in names:
         return
     others = any(extension(name) in _OTHER_MODELS for name in names)
-    severity = Severity.WARNING if main_model == "optional" or (main_model == "any" and others) else Severity.ERROR
+    severity = Severity.INFO if main_model == "optional" or (main_model == "any" and others) else Severity.ERROR
     yield Issue("package", "LAYOUT_NO_MAIN_MODEL", severity, f"The main model {main!r} is not in the package.", main)
 
 

@@ -64,13 +64,13 @@ def test_a_material_without_a_real_uuid_is_a_warning(name: str) -> None:
 @pytest.mark.parametrize(
     ("others", "main_model", "result"),
     [
-        (["SKU1/obj/a.obj"], "any", Result.WARNING),
-        (["SKU1/usdz/a.usdz"], "any", Result.WARNING),
-        (["SKU1/sources/SKU1.blend"], "any", Result.WARNING),
+        (["SKU1/obj/a.obj"], "any", Result.VALID),
+        (["SKU1/usdz/a.usdz"], "any", Result.VALID),
+        (["SKU1/sources/SKU1.blend"], "any", Result.VALID),
         ([f"SKU1/materials/{MATERIAL}.glb"], "any", Result.INVALID),
         (["SKU1/materials/a.png"], "any", Result.INVALID),
         (["SKU1/obj/a.obj"], "required", Result.INVALID),
-        (["SKU1/materials/a.png"], "optional", Result.WARNING),
+        (["SKU1/materials/a.png"], "optional", Result.VALID),
     ],
 )
 def test_a_package_without_its_main_model_is_judged_by_what_else_is_there(
