@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The servers the tests talk to that no Python package brings: OpenSSH's sshd and Chromium.
+# The servers the tests talk to that no Python package brings: OpenSSH's sshd, PostgreSQL, MariaDB and Chromium.
 # Installed where they can be (root on Debian or Ubuntu); otherwise named, and the tests that need them say so.
 # No service of them is started, now or at the next boot.
 set -euo pipefail
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-declare -A package=([sshd]=openssh-server [chromium]=chromium)
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)
+declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server)
+declare -A service=([sshd]="ssh ssh.socket" [postgres]=postgresql [mariadbd]=mariadb)
 
 list_missing() {
   for program in "${!package[@]}"; do
@@ -23,10 +24,10 @@ install_packages() {
   apt-get update -qq -o DPkg::Lock::Timeout=120 || return
   for program in "$@"; do
     apt-get install -y -qq -o DPkg::Lock::Timeout=120 --no-install-recommends "${package[$program]}" || return
-    if [[ $program == sshd ]]; then
-      update-rc.d ssh disable || true
-      systemctl disable ssh.service ssh.socket || true
-    fi
+    for name in ${service[$program]:-}; do
+      update-rc.d "${name%.socket}" disable || true
+      systemctl disable "$name" || true
+    done
   done
 }
 

@@ -14,9 +14,9 @@ from ncr_upload.entrypoints.embedded.studio import create_tables
 from ncr_upload.migrations.apply import upgrade
 
 
-def open_database(path: Path) -> Engine:
-    """A fresh SQLite database with the service's tables and the studio's."""
-    engine = open_engine(f"sqlite:///{path}")
+def open_database(place: Path | str) -> Engine:
+    """A fresh database, at this URL or in this SQLite file, with the service's tables and the studio's."""
+    engine = open_engine(place if isinstance(place, str) else f"sqlite:///{place}", pool_size=12)
     upgrade(engine)
     create_tables(engine)
     return engine
@@ -36,4 +36,4 @@ def put_job(
 
 def rows(engine: Engine, table: Table) -> list[dict[str, Any]]:
     with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(select(table)).mappings()]
+        return [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from databases import SERVERS, Databases
 from ledgers import Ledger, memory_ledger, sql_ledger
 from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -20,12 +21,12 @@ PROBLEM = Problem("code", "transient", "what", "next")
 JOB = NewJob("job-1", "ann", "spring", 7)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+@pytest.fixture(params=["sqlite", *SERVERS, "memory"])
+def ledger(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "memory":
         yield memory_ledger()
         return
-    engine = open_database(tmp_path / "ledger.db")
+    engine = open_database(databases.create(request.param, tmp_path))
     yield sql_ledger(engine)
     engine.dispose()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,6 @@ from ncr_upload.adapters.sql.tables import metadata
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Stage, Status
 from ncr_upload.domain.packages import PackageFile
-from studio_rows import open_database
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path / "ledger.db")
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
@@ -77,8 +68,9 @@ def test_the_recorded_package_is_the_last_one_recorded(ledger: Ledger, engine: E
         assert [tuple(row) for row in found] == [(f.target, f.size, f.sha256, f.crc32, f.etag) for f in package]
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_a_locked_database_is_unavailable_and_names_it_without_a_password(ledger: Ledger, engine: Engine) -> None:
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))  # holds the write lock: every transaction begins IMMEDIATE
-        with pytest.raises(Unavailable, match=r"ledger\.db"):
+        with pytest.raises(Unavailable, match=r"test\.db"):
             ledger.accept("job-1")
