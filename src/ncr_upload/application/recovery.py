@@ -52,13 +52,21 @@ def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:
 
 
 def _ring_due(ports: SweepPorts) -> int:
-    """Ring for due tasks, then for ended ones that left something behind. The oldest are taken to have their message
-    waiting already, as many as there are messages."""
-    due = ports.recovery.due(AT_ONCE) + ports.cleaning.unclean(AT_ONCE)
-    unrung = due[ports.queue.depth() :] if due else []
+    """Ring for ended tasks that left something behind and for due ones, the oldest first. The newest are taken to have
+    their message waiting already, as many as there are messages: what lost its ring or its worker grows old, and is rung
+    for however busy the queue is."""
+    if not (due := _list_due(ports, AT_ONCE)):
+        return 0
+    waiting = ports.queue.depth()
+    due = _list_due(ports, AT_ONCE + waiting)
+    unrung = due[: max(0, len(due) - waiting)][:AT_ONCE]
     for task_id in unrung:
         ports.queue.ring(task_id)
     return len(unrung)
+
+
+def _list_due(ports: SweepPorts, limit: int) -> list[str]:
+    return [*ports.cleaning.unclean(limit), *ports.recovery.due(limit)]
 
 
 def _give_up_exhausted(ports: SweepPorts) -> list[str]:

@@ -1,0 +1,83 @@
+"""The sweep rings for what nobody rings for, and little more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ledger_twin import MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ncr_upload.application import recovery
+from ncr_upload.application.recovery import SweepPorts, sweep
+from ncr_upload.domain.jobs import NewJob, Task
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [1000.0]
+
+
+@pytest.fixture
+def ledger(now: list[float]) -> MemoryLedger:
+    return MemoryLedger(clock=lambda: now[0])
+
+
+@pytest.fixture
+def queue() -> MemoryJobQueue:
+    return MemoryJobQueue()
+
+
+@pytest.fixture
+def sweep_once(ledger: MemoryLedger, queue: MemoryJobQueue, tmp_path: Path) -> Callable[[], list[str]]:
+    """Sweeps, and returns the tasks it rang for."""
+    ports = SweepPorts(ledger, ledger, ledger, queue, MemoryStatusBoard())
+
+    def run() -> list[str]:
+        before = len(queue.rung)
+        sweep(ports, batch_size=5, work_dir=tmp_path)
+        return queue.rung[before:]
+
+    return run
+
+
+def accept(ledger: MemoryLedger, now: list[float], job_id: str) -> str:
+    """A task one second younger than the one before it."""
+    now[0] += 1
+    tasks = ledger.accept([NewJob(job_id, "ann", "spring")], batch_id=None, release=1)
+    assert isinstance(tasks, list)
+    assert isinstance(tasks[0], Task)
+    return tasks[0].task_id
+
+
+def test_a_job_whose_worker_died_is_rung_for_while_newer_ones_keep_the_queue_busy(
+    ledger: MemoryLedger, queue: MemoryJobQueue, sweep_once: Callable[[], list[str]], now: list[float]
+) -> None:
+    dead = accept(ledger, now, "job-dead")
+    assert ledger.claim(dead, "worker", 20) is not None
+    now[0] += 30
+    for number in range(3):
+        queue.ring(accept(ledger, now, f"job-{number}"))
+    assert sweep_once() == [dead]
+
+
+def test_a_task_whose_message_waits_is_not_rung_for_again(
+    ledger: MemoryLedger, queue: MemoryJobQueue, sweep_once: Callable[[], list[str]], now: list[float]
+) -> None:
+    for number in range(3):
+        queue.ring(accept(ledger, now, f"job-{number}"))
+    assert sweep_once() == []
+
+
+def test_a_job_whose_ring_was_lost_is_rung_for_behind_more_waiting_ones_than_one_sweep_lists(
+    ledger: MemoryLedger,
+    queue: MemoryJobQueue,
+    sweep_once: Callable[[], list[str]],
+    now: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "AT_ONCE", 2)
+    lost = accept(ledger, now, "job-lost")
+    for number in range(5):
+        queue.ring(accept(ledger, now, f"job-{number}"))
+    assert sweep_once() == [lost]
