@@ -4,7 +4,7 @@
 # No service of them is started, now or at the next boot.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)
-declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server)
+declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server [ssh-agent]=openssh-client [unzip]=unzip)
 declare -A service=([sshd]="ssh ssh.socket" [postgres]=postgresql [mariadbd]=mariadb)
 
 list_missing() {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, text
 
 from ncr_upload.application.attempts import run_task
+from ncr_upload.application.pipeline import pass_by
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
 from ncr_upload.entrypoints.bootstrap import deliveries
@@ -62,13 +63,19 @@ class Workplace:
         submissions = self.ports().submissions
         return submissions.accept([NewJob(job_id, "ann", "spring", row_id)], batch_id=None, release=1)  # type: ignore[return-value]
 
-    def attempt(self, task: Task) -> Task:
+    def attempt(self, task: Task, reach: Callable[[str], None] = pass_by) -> Task:
         """One attempt; the task as it is afterwards."""
         ports = self.ports()
-        run_task(task.task_id, ports, deliveries.make_worker_options(self.settings, "test-worker"))
+        run_task(task.task_id, ports, deliveries.make_worker_options(self.settings, "test-worker"), reach)
         found = ports.submissions.task(task.task_id)
         assert found is not None
         return found
+
+    def sweep_staging(self, task: Task) -> None:
+        """What the sweeper has a worker do some seconds after a task has ended."""
+        with self.engine.begin() as connection:
+            connection.execute(text("UPDATE ncr_jobs SET staging_due_at = 1 WHERE staging_due_at IS NOT NULL"))
+        self.attempt(task)
 
     def ports(self) -> Any:
         return deliveries.make_worker_ports(self.settings)

@@ -83,6 +83,7 @@ class Worker:
     host: MemoryHost = field(default_factory=MemoryHost)
     board: RecordingBoard = field(default_factory=RecordingBoard)
     lease_renew_seconds: float = 5.0
+    max_attempts: int = 3
 
     def __post_init__(self) -> None:
         (accepted,) = self.ledger.accept([NewJob("job-1", "ann", "spring")], batch_id=None, release=1)
@@ -104,7 +105,7 @@ class Worker:
             name="w1",
             lease_seconds=20,
             lease_renew_seconds=self.lease_renew_seconds,
-            retry_limits=RetryLimits(3, 5, 60),
+            retry_limits=RetryLimits(self.max_attempts, 5, 60),
             park_seconds=3600,
             pipeline=PipelineOptions(self.work_dir, "latest_date", "refuse", 4, AdmissionLimits(80)),
         )
@@ -264,6 +265,23 @@ def test_a_worker_that_lost_its_claim_while_publishing_records_nothing_and_the_n
     assert worker.dropoff.deliveries["job-1"] is published
     assert worker.catalogue.written.count("delivered") == 1
     assert len(worker.validator.asked) == 1
+
+
+def test_a_package_that_may_be_visible_is_not_given_up_before_an_attempt_has_looked(worker: Worker) -> None:
+    """The publish went through, the database was away ever since, and the attempts are spent."""
+
+    def lose_the_database(reached: str) -> None:
+        if reached == "publish:after":
+            raise Unavailable("database_unavailable", "the database is away", "Look at it.")
+
+    worker = Worker(worker.work_dir, ledger=MemoryLedger(max_attempts=1), max_attempts=1)
+    worker.run(lose_the_database)
+    assert (worker.task.status, worker.task.attempt) == (Status.PENDING, 0)
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    published = worker.dropoff.deliveries["job-1"]
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.dropoff.deliveries["job-1"] is published
 
 
 @pytest.mark.parametrize("point", ["lookup:after", "download:before", "validate:after", "stage:before", "stage:after"])

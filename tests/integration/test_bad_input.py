@@ -222,3 +222,33 @@ def test_a_job_without_room_waits_unspent_and_then_goes_on(
     with workplace.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE ncr_jobs SET claimable_at = 1")
     assert workplace.attempt(task).status is Status.COMPLETED
+
+
+def test_an_upload_withdrawn_while_the_job_runs_is_not_published(workplace: Workplace, product: Product) -> None:
+    workplace.place("withdrawn", product)
+    (task,) = workplace.submit("withdrawn")
+
+    def withdraw(reached: str) -> None:
+        if reached == "stage:after":
+            with workplace.engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE job_details SET is_uploaded = 0")
+
+    ended = workplace.attempt(task, withdraw)
+    assert (ended.status, ended.problem and ended.problem.code) == (Status.FAILED, "withdrawn")
+    workplace.sweep_staging(task)
+    assert workplace.leftovers() == []
+    assert workplace.delivered("withdrawn") is None
+    assert workplace.studio_rows("email") == []
+
+
+def test_an_upload_withdrawn_after_publishing_is_told_in_the_history(workplace: Workplace, product: Product) -> None:
+    workplace.place("too-late", product)
+    (task,) = workplace.submit("too-late")
+
+    def withdraw(reached: str) -> None:
+        if reached == "publish:after":
+            with workplace.engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE job_details SET is_uploaded = 0")
+
+    assert workplace.attempt(task, withdraw).status is Status.COMPLETED
+    assert "none was updated" in workplace.history(task)[-1]

@@ -19,6 +19,10 @@ CLEANING_SECONDS = 60.0
 """How long a worker has for removing an ended task's staging before another is sent."""
 
 
+UNSURE_SECONDS = 15.0
+"""When to look again whether an announced publish has happened."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """How this worker holds and retries jobs (see `Settings`)."""
@@ -139,6 +143,9 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
         random.random(),
         retry_after_seconds=getattr(failure, "retry_after_seconds", None),
     )
+    if isinstance(plan, GiveUp) and delivery.announced_publish:
+        # The package may be visible. Not to be given up before an attempt has looked.
+        plan = Retry(UNSURE_SECONDS, spend_attempt=False)
     waited = claim.task.updated_at - claim.task.created_at
     if isinstance(plan, Retry) and not plan.spend_attempt and waited > options.park_seconds:
         plan = GiveUp(f"it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows")

@@ -86,6 +86,7 @@ class Delivery:
         self.options = options
         self.lease = lease
         self.live = live
+        self.announced_publish = claim.publish_fence is not None
         self.reach = reach
 
     async def run(self) -> None:
@@ -118,6 +119,7 @@ class Delivery:
             if not await destination.is_published(self.task.task_id, self.claim.fence):
                 message = "the publish that an earlier attempt had announced did not happen"
                 await self._advance(Status.PROCESSING, Stage.LOOKUP, message, retract_publish=True)
+                self.announced_publish = False
                 return False
             await self.record()
             await self.clean_up(destination)
@@ -275,12 +277,25 @@ class Delivery:
 
     async def publish(self, destination: DropoffSession) -> None:
         """Make the package visible, whole, by one directory rename."""
+        await self._require_unchanged()
         message = f"every file is staged; publishing as {self.task.job_id}/{self.task.sku}"
+        self.announced_publish = True
         await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True)
         self.reach("publish:before")
         self.lease.check()
         await destination.publish(self.task.task_id, self.claim.fence, self.task.job_id)
         self.reach("publish:after")
+
+    async def _require_unchanged(self) -> None:
+        """The last look before the package becomes visible: the studio may have withdrawn the upload meanwhile."""
+        source = await self._call(self.ports.catalogue.find_job, self.task.job_id, self.task.row_id)
+        if not source.awaiting or source.sku != self.task.sku:
+            began, now = f"SKU {self.task.sku}", f"SKU {source.sku}, {'awaiting' if source.awaiting else 'not awaiting upload'}"
+            raise Rejected(
+                "withdrawn",
+                f"job '{self.task.job_id}' was changed in the studio while it ran: it began with {began}, now it has {now}",
+                "Nothing was delivered. Submit the job again if it is to be delivered as it is now.",
+            )
 
     async def record(self) -> None:
         """The studio's rows and the ledger's, in one transaction."""

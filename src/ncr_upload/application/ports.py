@@ -19,8 +19,9 @@ from ncr_upload.domain.packages import PackageFile, SourceFile
 OnBytes = Callable[[int], None]
 """Told how many more bytes have moved; called from the event loop, must not block."""
 
-Recording = Callable[[Any], None]
-"""Rows to write inside the ledger's own transaction. The argument is that transaction and is the adapters' own affair."""
+Recording = Callable[[Any], str | None]
+"""Rows to write inside the ledger's own transaction. The argument is that transaction and is the adapters' own affair; the
+result, if any, is a remark for the task's history."""
 
 
 # --- object storage ---------------------------------------------------------------------------------------------

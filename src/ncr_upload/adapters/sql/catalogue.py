@@ -130,9 +130,9 @@ class SqlCatalogue:
     def delivered(self, task: Task, sku: str) -> Recording:
         """See `Catalogue.delivered`."""
 
-        def write(connection: Connection) -> None:
+        def write(connection: Connection) -> str | None:
             now = self._local_now(connection)
-            connection.execute(
+            updated = connection.execute(
                 _awaiting(task).values(
                     is_reviewed=0,
                     is_uploaded=0,
@@ -144,6 +144,9 @@ class SqlCatalogue:
             )
             connection.execute(insert(email).values(sku=sku, status="Waiting", campagin=task.campaign))
             connection.execute(insert(history_log).values(sku_id=sku, action="review", action_by=task.username, timestamp=now))
+            if updated.rowcount == 0:
+                return "the studio had withdrawn the upload meanwhile: no row of job_details was awaiting, none was updated"
+            return None
 
         return write
 

@@ -110,8 +110,7 @@ class SqlClaims:
             self._move(connection, claim, status, values)
             if files is not None:
                 _record_files(connection, claim.task.task_id, files)
-            if also is not None:
-                also(connection)
+            remark = also(connection) if also is not None else None
             write_event(
                 connection,
                 claim.task.task_id,
@@ -119,7 +118,7 @@ class SqlClaims:
                 stage=stage,
                 kind="stage",
                 actor=claim.worker,
-                message=message,
+                message=f"{message}; {remark}" if remark else message,
             )
 
     def finish(
@@ -145,8 +144,7 @@ class SqlClaims:
             try:
                 with self._engine.begin() as connection:
                     self._move(connection, claim, status, values)
-                    if also is not None:
-                        also(connection)
+                    remark = also(connection) if also is not None else None
                     write_event(
                         connection,
                         claim.task.task_id,
@@ -154,7 +152,7 @@ class SqlClaims:
                         stage=stage,
                         kind=status.value,
                         actor=claim.worker,
-                        message=message,
+                        message=f"{message}; {remark}" if remark else message,
                     )
             except (SQLAlchemyError, LeaseLost):
                 # The commit may have happened although its answer was lost, now or on an earlier call.
