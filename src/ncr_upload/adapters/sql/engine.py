@@ -14,42 +14,42 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from ncr_upload.domain.errors import Rejected, Unavailable
 
 WAIT_SECONDS = 2.5
-"""For a connection, a lock or the pool: short enough that the API can say so within its 3 seconds."""
+"""For a connection, a lock or the pool, unless told otherwise: the API must say so within its 3 seconds."""
 
 READ_ONLY = {"ncr_read_only": True}
 
 
-def open_engine(url: str, *, pool_size: int = 5) -> Engine:
+def open_engine(url: str, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS) -> Engine:
     """An engine for the URL. Nothing is connected yet."""
     parsed = make_url(url)
     options: dict[str, Any] = {
         "pool_pre_ping": True,
         "pool_size": pool_size,
-        "pool_timeout": WAIT_SECONDS,
+        "pool_timeout": wait_seconds,
         "hide_parameters": True,
     }
     match parsed.get_backend_name():
         case "sqlite":
             _make_folder(parsed)
-            engine = create_engine(parsed, connect_args={"timeout": WAIT_SECONDS, "check_same_thread": False}, **options)
+            engine = create_engine(parsed, connect_args={"timeout": wait_seconds, "check_same_thread": False}, **options)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
         case "postgresql":
-            timeouts = f"-c lock_timeout={int(WAIT_SECONDS * 1000)} -c statement_timeout=10000"
+            timeouts = f"-c lock_timeout={int(wait_seconds * 1000)} -c statement_timeout=10000"
             return create_engine(
                 parsed,
                 pool_recycle=1800,
-                connect_args={"connect_timeout": int(WAIT_SECONDS + 0.5), "options": timeouts},
+                connect_args={"connect_timeout": int(wait_seconds + 0.5), "options": timeouts},
                 **options,
             )
         case "mysql" | "mariadb":
             connect_args = {
-                "connect_timeout": int(WAIT_SECONDS + 0.5),
+                "connect_timeout": int(wait_seconds + 0.5),
                 "read_timeout": 10,
                 "write_timeout": 10,
                 "charset": "utf8mb4",
-                "init_command": f"SET SESSION innodb_lock_wait_timeout={int(WAIT_SECONDS)}, time_zone='+00:00'",
+                "init_command": f"SET SESSION innodb_lock_wait_timeout={int(wait_seconds)}, time_zone='+00:00'",
             }
             return create_engine(
                 parsed, pool_recycle=1800, isolation_level="READ COMMITTED", connect_args=connect_args, **options

@@ -19,7 +19,7 @@ from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.retries import RetryLimits
-from ncr_upload.entrypoints.bootstrap.records import make_board, make_engine
+from ncr_upload.entrypoints.bootstrap.records import PATIENT_SECONDS, make_board, make_engine
 from ncr_upload.entrypoints.settings import Settings
 
 
@@ -46,7 +46,7 @@ def require_worker_settings(settings: Settings) -> None:
 
 def make_worker_ports(settings: Settings) -> WorkerPorts:
     """For one worker process, after its fork."""
-    engine = make_engine(settings, pool_size=2)
+    engine = make_engine(settings, pool_size=2, wait_seconds=PATIENT_SECONDS)
     pipeline = PipelinePorts(
         claims=SqlClaims(engine),
         cleaning=SqlCleaning(engine),

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
-from ncr_upload.adapters.sql.engine import READ_ONLY, open_engine, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, open_engine, translated_errors
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.recovery import SweepPorts
@@ -21,11 +21,13 @@ from ncr_upload.migrations.apply import upgrade
 
 log = structlog.get_logger("ncr.bootstrap")
 DATABASE_WAIT_SECONDS = 3.0
+PATIENT_SECONDS = 8.0
+"""How long background programs wait for a lock: nobody waits for their answer, and a lease outlasts it."""
 
 
-def make_engine(settings: Settings, *, pool_size: int = 5) -> Engine:
+def make_engine(settings: Settings, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS) -> Engine:
     """Connections of this process: call it after a fork, never before."""
-    return open_engine(settings.resolved_database_url(), pool_size=pool_size)
+    return open_engine(settings.resolved_database_url(), pool_size=pool_size, wait_seconds=wait_seconds)
 
 
 def upgrade_database(settings: Settings) -> tuple[str | None, str]:
@@ -77,7 +79,7 @@ def make_board(settings: Settings) -> RedisStatusBoard:
 
 
 def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
-    engine = make_engine(settings, pool_size=2)
+    engine = make_engine(settings, pool_size=2, wait_seconds=PATIENT_SECONDS)
     return SweepPorts(
         recovery=SqlRecovery(engine),
         cleaning=SqlCleaning(engine),
