@@ -171,11 +171,11 @@ class Newcomer:
         self.programs[name] = Program(process, out, err)
         return self.programs[name]
 
-    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`python COMMAND` in the copy, to its end."""
+    def run(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`python COMMAND` in the copy (or in `cwd`), to its end."""
         return subprocess.run(
             [sys.executable, *command],
-            cwd=self.folder,
+            cwd=cwd or self.folder,
             env=clean_environment() | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -124,6 +124,18 @@ def test_a_wrong_value_stops_every_program_by_name(bare: Newcomer) -> None:
         assert TRACE not in program.logs()
 
 
+def test_the_repositorys_env_file_counts_wherever_a_program_is_started_from(bare: Newcomer, tmp_path: Path) -> None:
+    env_file = bare.folder / ".env"
+    kept = env_file.read_text()
+    try:
+        env_file.write_text(kept.replace("BATCH_SIZE=5", "BATCH_SIZE=five"))
+        done = bare.run(str(bare.folder / "start_worker.py"), "beat", cwd=tmp_path)
+    finally:
+        env_file.write_text(kept)
+    assert (done.returncode, "BATCH_SIZE" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("name", "setting"), [("api", "API_PORT"), ("flower", "FLOWER_PORT")])
 def test_a_taken_port_is_said_plainly(bare: Newcomer, name: str, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

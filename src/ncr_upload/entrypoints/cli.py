@@ -123,7 +123,7 @@ def flower() -> None:
 @cli.command()
 def dev(
     state_dir: Annotated[Path, typer.Option(help="Where the stack keeps its data, logs and secrets.")] = Path("var/dev"),
-    port: Annotated[int, typer.Option(help="The API's port.")] = 8001,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 takes a free one.")] = 8001,
     database_url: Annotated[
         str | None, typer.Option("--database", metavar="URL", help="A database to use instead of the stack's own SQLite.")
     ] = None,

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from ncr_upload.adapters.sql.engine import open_engine, translated_errors
 from ncr_upload.entrypoints.embedded.credentials import load_credentials
@@ -149,8 +150,13 @@ class Stack:
 
 def _take_lock(state_dir: Path) -> TextIOWrapper:
     """The folder's lock, held until the file is closed or the process ends, however it ends."""
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (state_dir / "lock").open("a+")
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (state_dir / "lock").open("a+")
+    except OSError as error:
+        raise StackRefused(
+            f"the state folder {state_dir} cannot be used: {error.strerror}; choose another with --state-dir"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -192,7 +198,12 @@ def database_url(given: str | None, state_dir: Path) -> str:
     """The SQLAlchemy URL, with the driver that is installed where the given one names none."""
     if given is None:
         return f"sqlite:///{state_dir / 'ncr.db'}"
-    url = make_url(given)
+    try:
+        url = make_url(given)
+    except ArgumentError as error:
+        raise StackRefused(
+            "--database is no SQLAlchemy URL; for example postgresql+psycopg://user:password@host/name"
+        ) from error
     if url.drivername in _DRIVERS:
         url = url.set(drivername=_DRIVERS[url.drivername])
     if url.get_backend_name() == "sqlite" and url.database:
