@@ -278,6 +278,7 @@ async def test_a_full_destination_is_parked(server: SftpServer, files: list[Loca
         await stage_and_publish(open_dropoff(server), files)
     assert caught.value.code == "disk_full"
     assert server.login.address in caught.value.message
+    assert list((server.folder / ".ncr-staging").iterdir()) == [], "jobs that wait for room must not keep it from each other"
 
 
 async def test_a_failure_without_a_reason_is_tried_again(server: SftpServer, files: list[LocalFile]) -> None:
@@ -304,6 +305,7 @@ async def test_a_full_disk_behind_openssh_is_told_by_its_free_space(
         with pytest.raises(DestinationParked) as caught:
             await stage_and_publish(open_dropoff(replace(openssh, base_dir=str(small), folder=small)), files)
         assert caught.value.code == "disk_full"
+        assert list((small / ".ncr-staging").iterdir()) == []
     finally:
         await asyncio.to_thread(subprocess.run, ["umount", "-l", str(small)], check=True)
 

@@ -128,7 +128,7 @@ class DropoffSession(Protocol):
 
     async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
         """Upload every file into the staging folder and verify every size. Files that an earlier attempt staged whole and
-        with the same hash are kept; whatever else is there goes."""
+        with the same hash are kept; whatever else is there goes. When the disk is full, everything staged goes."""
 
     async def publish(self, task_id: str, fence: int, job_id: str) -> None:
         """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside.

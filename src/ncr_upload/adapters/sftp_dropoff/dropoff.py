@@ -17,15 +17,15 @@ import json
 import posixpath
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import BinaryIO
 
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
-from ncr_upload.adapters.sftp_dropoff.remote import Failed, Missing, Remote, at_most, disk_full
+from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, at_most, disk_full
 from ncr_upload.application.ports import LocalFile, OnBytes
-from ncr_upload.domain.errors import DestinationParked, LeaseLost, Rejected, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Rejected, Unavailable
 
 STAGING = ".ncr-staging"
 MAX_BLOCK_BYTES = 256 * 1024
@@ -171,22 +171,34 @@ class SftpSession:
     # --- staging ------------------------------------------------------------------------------------------------
 
     async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+        """On a full disk nothing stays staged: of several jobs that wait for room, one at least shall find it."""
         for local in files:
             _check_relative(local.file.target)
-        own = self._path(_name(task_id, fence))
-        package = posixpath.join(own, "package")
         try:
-            missing = await self._keep_whole(own, files, on_bytes)
-            for folder in _folders(local.file.target for local in files):
-                # Never with its parents: a stale attempt must not bring its taken folder back to life.
-                await self._remote.make_folder(posixpath.join(package, folder))
-            await self._upload(own, missing, on_bytes)
-            await self._verify(package, files)
-        except Failed as failure:
-            free = await self._remote.free_bytes(self._base)
-            if free is not None and free < ROOM_FOR_MORE_BYTES:
-                raise disk_full(failure.message, f"{free} bytes free") from None
-            raise
+            await self._stage(self._path(_name(task_id, fence)), files, on_bytes)
+        except (Failed, DestinationParked) as failure:
+            full = failure if failure.code == DISK_FULL else await self._full_disk_behind(failure)
+            if full is None:
+                raise
+            with suppress(Unavailable, DestinationParked):
+                await self._remove(_name(task_id, fence))
+            raise full from None
+
+    async def _stage(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+        package = posixpath.join(own, "package")
+        missing = await self._keep_whole(own, files, on_bytes)
+        for folder in _folders(local.file.target for local in files):
+            # Never with its parents: a stale attempt must not bring its taken folder back to life.
+            await self._remote.make_folder(posixpath.join(package, folder))
+        await self._upload(own, missing, on_bytes)
+        await self._verify(package, files)
+
+    async def _full_disk_behind(self, failure: DeliveryError) -> DestinationParked | None:
+        """OpenSSH says only that it failed; the free space tells whether that is why."""
+        if not isinstance(failure, Failed):
+            return None
+        free = await self._remote.free_bytes(self._base)
+        return disk_full(failure.message, f"{free} bytes free") if free is not None and free < ROOM_FOR_MORE_BYTES else None
 
     async def _keep_whole(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> list[LocalFile]:
         """Remove from the staged package what does not belong there; the files that are still to be uploaded."""

@@ -15,6 +15,7 @@ from asyncssh import FILEXFER_TYPE_DIRECTORY
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
 MAX_REQUESTS = 32
+DISK_FULL = "disk_full"
 FULL = re.compile(r"no space|disk full|disk quota|quota exceeded|not enough space", re.IGNORECASE)
 T = TypeVar("T")
 
@@ -190,7 +191,7 @@ async def _answer_within(timeout_seconds: float, request: Coroutine[Any, Any, T]
 
 def disk_full(what: str, said: str) -> DestinationParked:
     return DestinationParked(
-        "disk_full", f"{what}: its disk or quota is full ({said})", "Ask the partner to make room; the jobs wait meanwhile."
+        DISK_FULL, f"{what}: its disk or quota is full ({said})", "Ask the partner to make room; the jobs wait meanwhile."
     )
 
 
