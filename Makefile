@@ -17,7 +17,7 @@ setup: $(READY) ## Create .venv and install everything pinned (once)
 $(READY): requirements-dev.txt pyproject.toml src/ncr_validator/khronos/package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "setup: installing into $(VENV) (a minute or two, once)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt 2>$(VENV)/pip.log || (cat $(VENV)/pip.log >&2; exit 1)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . 2>$(VENV)/pip.log || (cat $(VENV)/pip.log >&2; exit 1)
 	@$(BIN)/python -m ncr_validator fetch-engine
