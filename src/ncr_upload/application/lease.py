@@ -61,6 +61,10 @@ class Lease:
     def _run(self) -> None:
         while not self._stop.wait(self._renew_seconds):
             began = time.monotonic()
+            if began >= self._good_until:
+                # This process stood still. Renewing now would keep the job from the worker that may take it over.
+                self._end(LeaseLost(self._claim.task.task_id, self._claim.fence))
+                return
             try:
                 self._claims.renew(self._claim)
             except (LeaseLost, CancelRequested) as error:

@@ -1,0 +1,83 @@
+"""A claim is kept alive while its worker is, and no longer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from ledger_twin import MemoryLedger
+from ncr_upload.application.lease import Lease
+from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
+from ncr_upload.domain.jobs import Claim, NewJob, Task
+
+
+@pytest.fixture
+def ledger() -> MemoryLedger:
+    return MemoryLedger()
+
+
+def claim_one(ledger: MemoryLedger, lease_seconds: float) -> Claim:
+    (task,) = ledger.accept([NewJob("job-1", "ann", "spring")], batch_id=None, release=1)
+    assert isinstance(task, Task)
+    claim = ledger.claim(task.task_id, "w1", lease_seconds)
+    assert claim is not None
+    return claim
+
+
+def wait_for_end(lease: Lease) -> None:
+    deadline = time.monotonic() + 10
+    while lease.ended is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_lease_is_renewed_for_as_long_as_the_attempt_runs(ledger: MemoryLedger) -> None:
+    claim = claim_one(ledger, 0.5)
+    with Lease(ledger, claim, renew_seconds=0.05) as lease:
+        time.sleep(1)
+        lease.check()
+        assert ledger.claim(claim.task.task_id, "w2", 1) is None
+
+
+@pytest.mark.parametrize("wish", [LeaseLost, CancelRequested])
+def test_a_lost_or_cancelled_claim_is_told_at_once_and_at_every_check(ledger: MemoryLedger, wish: type[Exception]) -> None:
+    claim = claim_one(ledger, 20)
+    told: list[int] = []
+    with Lease(ledger, claim, renew_seconds=0.05) as lease:
+        lease.when_ended(lambda: told.append(1))
+        if wish is LeaseLost:
+            ledger.set_time("claimable_at", claim.task.task_id)
+            assert ledger.claim(claim.task.task_id, "w2", 20) is not None
+        else:
+            ledger.cancel(claim.task.task_id)
+        wait_for_end(lease)
+        with pytest.raises(wish):
+            lease.check()
+    assert told == [1]
+
+
+def test_a_claim_that_cannot_be_renewed_is_lost_when_its_time_is_up(ledger: MemoryLedger) -> None:
+    class Away:
+        def renew(self, _: Claim) -> None:
+            raise Unavailable("database_unavailable", "away", "Look at it.")
+
+    away: Any = Away()
+    with Lease(away, claim_one(ledger, 0.3), renew_seconds=0.05) as lease:
+        lease.check()
+        wait_for_end(lease)
+        with pytest.raises(LeaseLost):
+            lease.check()
+
+
+def test_a_process_that_stood_still_for_longer_than_its_lease_does_not_renew_it(
+    ledger: MemoryLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = claim_one(ledger, 20)
+    renewed: list[Claim] = []
+    monkeypatch.setattr(ledger, "renew", renewed.append)
+    with Lease(ledger, claim, renew_seconds=0.3) as lease:
+        lease._good_until = time.monotonic() - 1  # as after SIGSTOP and SIGCONT
+        wait_for_end(lease)
+        assert isinstance(lease.ended, LeaseLost)
+    assert renewed == []
