@@ -12,8 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from ledgers import Ledger, sql_ledger
 from ncr_upload.adapters.sql.tables import metadata
+from ncr_upload.application.ports import Idempotency
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.domain.jobs import Stage, Status
+from ncr_upload.domain.jobs import NewJob, Stage, Status
 from ncr_upload.domain.packages import PackageFile
 
 
@@ -74,3 +75,15 @@ def test_a_locked_database_is_unavailable_and_names_it_without_a_password(ledger
         connection.execute(text("SELECT 1"))  # holds the write lock: every transaction begins IMMEDIATE
         with pytest.raises(Unavailable, match=r"test\.db"):
             ledger.accept("job-1")
+
+
+@pytest.mark.parametrize("statement", ["DROP TABLE ncr_idempotency", "ALTER TABLE ncr_jobs DROP COLUMN verdict"])
+def test_a_missing_table_or_column_is_named_with_what_to_do(ledger: Ledger, engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    with pytest.raises(Unavailable, match=r"ncr_idempotency|verdict") as told:
+        ledger.submissions.accept(
+            [NewJob("job-1", "ann", "spring")], batch_id=None, release=1, idempotency=Idempotency("k-1", "f" * 64)
+        )
+    assert told.value.code == "database_schema"
+    assert "ncr db upgrade" in told.value.next_step

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ncr_upload.domain.errors import Rejected, Unavailable
 
 WAIT_SECONDS = 2.5
 """For a connection, a lock or the pool, unless told otherwise: the API must say so within its 3 seconds."""
+
+MISSING = re.compile(r"no such (table|column)|has no column|does not exist|doesn't exist|Unknown column", re.IGNORECASE)
+"""How the three databases say that a table or a column is not there."""
 
 READ_ONLY = {"ncr_read_only": True}
 
@@ -89,7 +93,11 @@ def translated_errors(engine: Engine) -> Iterator[None]:
     """The one table from the database's errors to ours. What is a bug (a wrong column, say) passes through."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except (OperationalError, InterfaceError, ProgrammingError, PoolTimeoutError) as error:
+        if MISSING.search(_cause(error)):
+            raise _schema_differs(engine, error) from error
+        if isinstance(error, ProgrammingError):
+            raise
         raise _unavailable(engine, error) from error
     except DBAPIError as error:
         if error.connection_invalidated:
@@ -98,11 +106,25 @@ def translated_errors(engine: Engine) -> Iterator[None]:
 
 
 def _unavailable(engine: Engine, error: SQLAlchemyError) -> Unavailable:
-    cause = getattr(error, "orig", None)
-    detail = str(cause if cause is not None else error).strip().splitlines()
     return Unavailable(
         "database_unavailable",
-        f"the database {place_of(engine)} did not do as asked: {detail[0][:200] if detail else type(error).__name__}",
+        f"the database {place_of(engine)} did not do as asked: {_cause(error)}",
         "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries again by itself.",
         retry_after_seconds=5,
     )
+
+
+def _schema_differs(engine: Engine, error: SQLAlchemyError) -> Unavailable:
+    return Unavailable(
+        "database_schema",
+        f"the database {place_of(engine)} lacks a table or column: {_cause(error)}",
+        "If its name begins with ncr_, run `ncr db upgrade` with this release; else it is the studio's: see that DATABASE_URL "
+        "names the studio's database.",
+        retry_after_seconds=60,
+    )
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    cause = getattr(error, "orig", None)
+    lines = str(cause if cause is not None else error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
