@@ -42,7 +42,8 @@ _ENVIRONMENT = {"MAX_MEMORY_USAGE_PERCENT": os.environ.get("MAX_MEMORY_USAGE_PER
 
 
 def run_demo(state_dir: Path, json_output: bool = False, keep: bool = False) -> int:
-    """Deliver one product and have one refused; returns 0 only if everything that was promised held, else 1.
+    """Deliver one product and have one refused; returns 0 only if everything that was promised held, else 1; 130 when
+    interrupted.
 
     Starts a stack of its own in `state_dir`, or uses the one that runs there. `keep` leaves it up until SIGINT or SIGTERM.
     """
@@ -74,12 +75,12 @@ async def _run(stack: Stack, display: Display, keep: bool) -> int:
         _remove_former_runs(stack.site.state_dir)
         await stopped.or_done(asyncio.create_task(stack.start()))
         if stopped.is_set():
-            return 1
+            return _say_interrupted()
         display.say(f"all seven parts are ready after {time.monotonic() - began:.1f} s")
         playing = asyncio.create_task(asyncio.to_thread(_play, stack.endpoints, display))
         await stopped.or_done(playing)
         if stopped.is_set():
-            return 1
+            return _say_interrupted()
         code = _tell_result(playing.result(), display)
         if keep:
             display.say(f"the stack stays up: {stack.site.url('api')}/docs, keys in {stack.site.state_dir / ENDPOINTS_NAME}")
@@ -90,6 +91,11 @@ async def _run(stack: Stack, display: Display, keep: bool) -> int:
     finally:
         await stack.stop()
     return code
+
+
+def _say_interrupted() -> int:
+    say("interrupted before the end; stopping the stack")
+    return 130
 
 
 def _play(endpoints: Endpoints, display: Display) -> dict[str, Any]:
