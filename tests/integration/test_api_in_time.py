@@ -205,8 +205,8 @@ def test_a_locked_database_is_503_in_time_and_accepts_nothing(real: RealSite) ->
     assert isinstance(real.ledger.accept([NewJob("job-1", "ann", "spring")], batch_id=None, release=1)[0], Task)
 
 
-def test_a_database_that_is_not_there_is_503_naming_it_without_its_password(real: RealSite) -> None:
+def test_a_database_whose_table_is_gone_is_503_naming_it_without_its_password(real: RealSite) -> None:
     with real.engine.begin() as connection:
         connection.execute(text("ALTER TABLE ncr_jobs RENAME TO gone"))
-    body = assert_problem(timed(lambda: real.http.post("/process-job", json=JOB)), 503, "database_unavailable")
+    body = assert_problem(timed(lambda: real.http.post("/process-job", json=JOB)), 503, "database_schema")
     assert "api.db" in body["detail"]
