@@ -303,9 +303,6 @@ class MemoryLedger:
                     released.append(row.task.task_id)
             return released
 
-    def live_among(self, task_ids: Sequence[str]) -> set[str]:
-        return {task_id for task_id in task_ids if task_id in self._rows and self._rows[task_id].is_live}
-
     # --- Cleaning
 
     def unclean(self, limit: int) -> list[str]:

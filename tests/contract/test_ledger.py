@@ -203,7 +203,6 @@ def test_due_names_waiting_and_expired_tasks_but_not_running_or_ended_ones(ledge
     ledger.expire(expired)
     ledger.claims.finish(ledger.claim(ended), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
     assert set(ledger.recovery.due(10)) == {waiting.task_id, expired.task_id}
-    assert ledger.recovery.live_among([waiting.task_id, ended.task_id, "never"]) == {waiting.task_id}
 
 
 def test_a_waiting_task_is_cancelled_at_once_and_frees_its_job_id(ledger: Ledger) -> None:

@@ -329,9 +329,6 @@ class Recovery(Protocol):
     def release_batch_jobs(self, batch_size: int) -> list[str]:
         """Make further jobs of running batches ready, at most `batch_size` in flight per batch; their task ids."""
 
-    def live_among(self, task_ids: Sequence[str]) -> set[str]:
-        """Which of these tasks are still live (for the janitor)."""
-
 
 class Cleaning(Protocol):
     """Which ended tasks may still have staging folders at the destination."""

@@ -39,7 +39,7 @@ def sweep(ports: SweepPorts, *, batch_size: int, work_dir: Path) -> Swept:
     """Release batch jobs, end what killed its worker every time, ring for what is due. Raises `Unavailable`."""
     given_up = _give_up_exhausted(ports)
     released = ports.recovery.release_batch_jobs(batch_size)
-    removed = sweep_workspaces(work_dir, ports.recovery.live_among)
+    removed = sweep_workspaces(work_dir)
     return Swept(len(released), _ring_due(ports), tuple(given_up), len(removed))
 
 

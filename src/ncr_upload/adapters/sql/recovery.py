@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sqlalchemy import Connection, Engine, func, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
@@ -89,11 +87,6 @@ class SqlRecovery:
                 with self._engine.begin() as connection:
                     released.extend(_release(connection, batch_id, batch_size))
         return released
-
-    def live_among(self, task_ids: Sequence[str]) -> set[str]:
-        query = select(jobs.c.task_id).where(jobs.c.task_id.in_(list(task_ids)), jobs.c.live_job_id.is_not(None))
-        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
-            return set(connection.execute(query).scalars())
 
 
 def _release(connection: Connection, batch_id: str, batch_size: int) -> list[str]:
