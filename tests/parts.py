@@ -7,6 +7,7 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -32,12 +33,16 @@ def find(part: str) -> str | None:
     return shutil.which(part, path=os.pathsep.join(folders))
 
 
+def miss(reason: str) -> NoReturn:
+    """End a test that lacks something: skipped aloud on a laptop, an error where CI is set."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI is set and {reason}")
+    pytest.skip(reason)
+
+
 def require(part: str) -> str:
     """The path of a program that the test cannot do without."""
     path = find(part)
     if path is not None:
         return path
-    reason = f"{part} is not installed ({HOW_TO_GET.get(part, 'no hint')})"
-    if os.environ.get("CI"):
-        pytest.fail(f"CI is set and {reason}")
-    pytest.skip(reason)
+    miss(f"{part} is not installed ({HOW_TO_GET.get(part, 'no hint')})")

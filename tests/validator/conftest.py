@@ -18,6 +18,7 @@ from ncr_validator.engine import engine_folder, is_fetched
 from ncr_validator.judgement import judge_file, judge_package
 from ncr_validator.limits import Limits
 from ncr_validator.verdicts import Report
+from parts import miss
 
 KEY = "a-key-for-tests"
 
@@ -27,10 +28,7 @@ def engine() -> Path:
     """The folder with the Khronos engine."""
     folder = engine_folder()
     if not is_fetched(folder):
-        reason = f"the Khronos engine is not in {folder} (make setup, or python -m ncr_validator fetch-engine)"
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set and {reason}")
-        pytest.skip(reason)
+        miss(f"the Khronos engine is not in {folder} (make setup, or python -m ncr_validator fetch-engine)")
     return folder
 
 

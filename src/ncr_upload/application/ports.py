@@ -91,10 +91,6 @@ class Verdict:
     reasons: tuple[str, ...] = ()
 
 
-class ValidatorUndecided(Exception):
-    """Carries a non-200 answer that is no verdict (408, 429, 5xx) beside the `Unavailable` it is raised `from`."""
-
-
 class Validator(Protocol):
     """Judges the zip of a package."""
 

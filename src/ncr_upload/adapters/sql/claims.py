@@ -13,7 +13,7 @@ from ncr_upload.adapters.sql.rows import problem_columns, read_task, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
-from ncr_upload.domain.jobs import LIVE, TRANSITIONS, Claim, Problem, Stage, Status
+from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, may_follow
 from ncr_upload.domain.packages import PackageFile
 
 CLEANING_GRACE_SECONDS = 10.0
@@ -190,7 +190,7 @@ class SqlClaims:
 
     def _move(self, connection: Connection, claim: Claim, status: Status, values: dict[str, Any]) -> None:
         """One status move under the fence; from an illegal status it is refused like a lost lease."""
-        from_statuses = [now.value for now in Status if now is status or status in TRANSITIONS[now]]
+        from_statuses = [now.value for now in Status if now is status or may_follow(now, status)]
         moved = connection.execute(
             _owned(claim).where(jobs.c.status.in_(from_statuses)).values(status=status.value, updated_at=db_now(), **values)
         )
