@@ -166,6 +166,8 @@ class MemoryLedger:
             if row is None or not self._is_due(row) or row.task.attempt >= row.task.max_attempts:
                 return None
             now = self._clock()
+            taken_over = f"the lease of worker {row.worker} ran out, and another worker has taken the job over"
+            why = "a worker has taken the job" if row.worker is None else taken_over
             row.fence += 1
             row.worker = worker
             row.claimable_at = now + lease_seconds
@@ -173,13 +175,13 @@ class MemoryLedger:
                 row,
                 status=Status.PROCESSING,
                 stage=Stage.LOOKUP,
-                message="a worker has taken the job",
+                message=why,
                 attempt=row.task.attempt + 1,
                 started_at=row.task.started_at or now,
                 due_at=None,
                 problem=None,
             )
-            self._note(row, "claimed", worker, f"attempt {row.task.attempt} of {row.task.max_attempts} begins")
+            self._note(row, "claimed", worker, f"{why}: attempt {row.task.attempt} of {row.task.max_attempts} begins")
             return Claim(row.task, row.fence, worker, lease_seconds, row.cancel_requested, row.publish_fence)
 
     def renew(self, claim: Claim) -> None:
@@ -268,8 +270,15 @@ class MemoryLedger:
     # --- Recovery
 
     def due(self, limit: int) -> list[str]:
+        return self._claimable(limit, abandoned=False)
+
+    def abandoned(self, limit: int) -> list[str]:
+        return self._claimable(limit, abandoned=True)
+
+    def _claimable(self, limit: int, *, abandoned: bool) -> list[str]:
         with self._lock:
-            due = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt < row.task.max_attempts]
+            found = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt < row.task.max_attempts]
+            due = [row for row in found if (row.worker is not None) is abandoned]
             return [row.task.task_id for row in sorted(due, key=lambda row: row.claimable_at or 0)[:limit]]
 
     def exhausted(self, limit: int) -> list[Task]:
@@ -393,15 +402,16 @@ class MemoryJobQueue:
         self.thawed = threading.Event()
         self.thawed.set()
         self.rung: list[str] = []
+        self.rung_first: list[str] = []
         self._workers = workers
 
-    def ring(self, task_id: str) -> None:
+    def ring(self, task_id: str, *, first: bool = False) -> None:
         self._answer()
-        self.rung.append(task_id)
+        (self.rung_first if first else self.rung).append(task_id)
 
-    def depth(self) -> int:
+    def depth(self, *, first: bool = False) -> int:
         self._answer()
-        return len(self.rung)
+        return len(self.rung_first if first else self.rung)
 
     def workers(self) -> dict[str, Any]:
         self._answer()

@@ -10,7 +10,7 @@ import pytest
 from ledger_twin import MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.application import recovery
 from ncr_upload.application.recovery import SweepPorts, sweep
-from ncr_upload.domain.jobs import NewJob, Task
+from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
 
 
 @pytest.fixture
@@ -58,7 +58,24 @@ def test_a_job_whose_worker_died_is_rung_for_while_newer_ones_keep_the_queue_bus
     now[0] += 30
     for number in range(3):
         queue.ring(accept(ledger, now, f"job-{number}"))
-    assert sweep_once() == [dead]
+    assert sweep_once() == []
+    assert queue.rung_first == [dead]
+    sweep_once()
+    assert queue.rung_first == [dead], "its message waits"
+
+
+def test_what_an_ended_task_left_behind_is_rung_for_before_all_that_waits(
+    ledger: MemoryLedger, queue: MemoryJobQueue, sweep_once: Callable[[], list[str]], now: list[float]
+) -> None:
+    left = accept(ledger, now, "job-left")
+    claim = ledger.claim(left, "worker", 20)
+    assert claim is not None
+    ledger.advance(claim, status=Status.PROCESSING, stage=Stage.UPLOAD, message="", announce_staging=True)
+    ledger.finish(claim, status=Status.FAILED, stage=Stage.UPLOAD, message="", problem=None)
+    now[0] += 30
+    queue.ring(accept(ledger, now, "job-new"))
+    sweep_once()
+    assert queue.rung_first == [left]
 
 
 def test_a_task_whose_message_waits_is_not_rung_for_again(

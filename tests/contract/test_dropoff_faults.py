@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
@@ -305,6 +306,25 @@ async def test_a_full_disk_behind_openssh_is_told_by_its_free_space(
             await stage_and_publish(open_dropoff(replace(openssh, base_dir=str(small), folder=small)), files)
         assert caught.value.code == "disk_full"
         assert list((small / ".ncr-staging").iterdir()) == []
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(small)], check=True)
+
+
+@fault(
+    "SFTP: no room for a folder", injector="a tmpfs without a free inode", invariants="L", outcome="parked, no attempt spent"
+)
+async def test_a_disk_too_full_for_a_folder_is_told_by_its_free_room(openssh: SftpServer) -> None:
+    small = openssh.folder / "no-inodes"
+    small.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=8m,nr_inodes=3"]
+    mounted = await asyncio.to_thread(subprocess.run, ["mount", *options, "none", str(small)], capture_output=True, text=True)
+    if mounted.returncode:
+        miss(f"no small disk can be mounted here (root can): {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(DestinationParked) as caught:
+            async with open_dropoff(replace(openssh, base_dir=str(small), folder=small)).session() as session:
+                await session.adopt("task", 1)
+        assert caught.value.code == "disk_full"
     finally:
         await asyncio.to_thread(subprocess.run, ["umount", "-l", str(small)], check=True)
 

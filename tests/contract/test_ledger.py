@@ -196,13 +196,23 @@ def test_a_task_whose_worker_dies_every_time_is_given_up_and_frees_its_job_id(le
     assert len(ledger.accept("job-1")) == 1
 
 
-def test_due_names_waiting_and_expired_tasks_but_not_running_or_ended_ones(ledger: Ledger) -> None:
+def test_waiting_and_abandoned_tasks_are_named_apart_and_running_or_ended_ones_not_at_all(ledger: Ledger) -> None:
     waiting, running, expired, ended = ledger.accept("waiting", "running", "expired", "ended")
     ledger.claim(running)
     ledger.claim(expired)
     ledger.expire(expired)
     ledger.claims.finish(ledger.claim(ended), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
-    assert set(ledger.recovery.due(10)) == {waiting.task_id, expired.task_id}
+    assert ledger.recovery.due(10) == [waiting.task_id]
+    assert ledger.recovery.abandoned(10) == [expired.task_id]
+
+
+def test_a_task_that_is_taken_over_says_whose_lease_ran_out(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    ledger.claim(task, worker="host:7")
+    ledger.expire(task)
+    assert "worker host:7" in ledger.claim(task, worker="host:8").task.message
+    claims = [event.message for event in ledger.submissions.history(task.task_id) if event.kind == "claimed"]
+    assert ["lease of worker host:7 ran out" in message for message in claims] == [False, True]
 
 
 def test_a_waiting_task_is_cancelled_at_once_and_frees_its_job_id(ledger: Ledger) -> None:

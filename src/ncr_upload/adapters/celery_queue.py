@@ -6,12 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ncr_upload.domain.errors import Unavailable
 
 QUEUE = "ncr_jobs"
+RECOVERED_QUEUE = "ncr_recovered"
+"""Read before QUEUE: what a dead worker left must not wait behind thousands of new jobs."""
+
 RUN_JOB = "ncr.run_job"
 INSPECT_SECONDS = 1.0
 
@@ -24,6 +28,8 @@ def make_app(redis_url: str, *, concurrency: int, max_tasks_per_child: int, max_
     app = Celery("ncr_upload", broker=redis_url)
     app.conf.update(
         task_default_queue=QUEUE,
+        task_queues=[_queue(RECOVERED_QUEUE), _queue(QUEUE)],
+        task_create_missing_queues=True,
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         task_acks_late=False,
@@ -45,11 +51,16 @@ def make_app(redis_url: str, *, concurrency: int, max_tasks_per_child: int, max_
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "health_check_interval": 15,
+            "queue_order_strategy": "priority",
         },
         timezone="UTC",
         enable_utc=True,
     )
     return app
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
 
 
 class CeleryQueue:
@@ -59,19 +70,19 @@ class CeleryQueue:
         self._app = app
         self._place = place
 
-    def ring(self, task_id: str) -> None:
+    def ring(self, task_id: str, *, first: bool = False) -> None:
         """See `JobQueue.ring`."""
         try:
-            self._app.send_task(RUN_JOB, args=[task_id], queue=QUEUE, retry=False)
+            self._app.send_task(RUN_JOB, args=[task_id], queue=RECOVERED_QUEUE if first else QUEUE, retry=False)
         except (OperationalError, RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def depth(self) -> int:
+    def depth(self, *, first: bool = False) -> int:
         """See `JobQueue.depth`."""
         try:
             with self._app.connection_for_read() as connection:
                 connection.ensure_connection(max_retries=0, timeout=2)
-                return int(connection.default_channel.client.llen(QUEUE))
+                return int(connection.default_channel.client.llen(RECOVERED_QUEUE if first else QUEUE))
         except (OperationalError, RedisError, OSError) as error:
             raise self._unavailable(error) from error
 

@@ -314,7 +314,10 @@ class Recovery(Protocol):
     """The ledger as the sweeper sees it."""
 
     def due(self, limit: int) -> list[str]:
-        """Tasks that could be claimed now: waiting and due, or with an expired lease. Oldest first."""
+        """Waiting tasks that are due, oldest first."""
+
+    def abandoned(self, limit: int) -> list[str]:
+        """Tasks that could be claimed now because their worker's lease ran out, oldest first."""
 
     def exhausted(self, limit: int) -> list[Task]:
         """Live tasks with an expired lease and no attempt left (their worker died each time)."""
@@ -358,11 +361,11 @@ class StatusBoard(Protocol):
 class JobQueue(Protocol):
     """The doorbell: tells some worker to look at a task. May be lost or repeated, both harmless."""
 
-    def ring(self, task_id: str) -> None:
-        """Raises `Unavailable` within a few seconds."""
+    def ring(self, task_id: str, *, first: bool = False) -> None:
+        """`first`: before all that was rung for without it. Raises `Unavailable` within a few seconds."""
 
-    def depth(self) -> int:
-        """Messages waiting."""
+    def depth(self, *, first: bool = False) -> int:
+        """Messages waiting, of those rung with the same `first`."""
 
     def workers(self) -> dict[str, Any]:
         """What the workers say of themselves, for at most two seconds: {'active': {...}, 'scheduled': {...},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,21 +53,25 @@ def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:
 
 
 def _ring_due(ports: SweepPorts) -> int:
-    """Ring for ended tasks that left something behind and for due ones, the oldest first. The newest are taken to have
-    their message waiting already, as many as there are messages: what lost its ring or its worker grows old, and is rung
-    for however busy the queue is."""
-    if not (due := _list_due(ports, AT_ONCE)):
+    """Ring for what a dead worker left before all else, then for what waits and is due. Of each, the oldest: the newest are
+    taken to have their message waiting already, as many as there are messages. What lost its ring or its worker grows old,
+    and is rung for however busy the queue is."""
+
+    def list_left(limit: int) -> list[str]:
+        return [*ports.cleaning.unclean(limit), *ports.recovery.abandoned(limit)]
+
+    return _ring_oldest(ports.queue, list_left, first=True) + _ring_oldest(ports.queue, ports.recovery.due, first=False)
+
+
+def _ring_oldest(queue: JobQueue, list_oldest: Callable[[int], list[str]], *, first: bool) -> int:
+    if not list_oldest(1):
         return 0
-    waiting = ports.queue.depth()
-    due = _list_due(ports, AT_ONCE + waiting)
+    waiting = queue.depth(first=first)
+    due = list_oldest(AT_ONCE + waiting)
     unrung = due[: max(0, len(due) - waiting)][:AT_ONCE]
     for task_id in unrung:
-        ports.queue.ring(task_id)
+        queue.ring(task_id, first=first)
     return len(unrung)
-
-
-def _list_due(ports: SweepPorts, limit: int) -> list[str]:
-    return [*ports.cleaning.unclean(limit), *ports.recovery.due(limit)]
 
 
 def _give_up_exhausted(ports: SweepPorts) -> list[str]:

@@ -25,7 +25,7 @@ import asyncssh
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
 from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, at_most, disk_full
 from ncr_upload.application.ports import LocalFile, OnBytes
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Rejected, Unavailable
+from ncr_upload.domain.errors import DestinationParked, LeaseLost, Rejected, Unavailable
 
 STAGING = ".ncr-staging"
 MAX_BLOCK_BYTES = 256 * 1024
@@ -64,6 +64,10 @@ class SftpSession:
 
     async def adopt(self, task_id: str, fence: int) -> None:
         """Raises `LeaseLost` when a newer fence has been here."""
+        async with self._full_disk_told():
+            await self._adopt(task_id, fence)
+
+    async def _adopt(self, task_id: str, fence: int) -> None:
         await self._remote.make_folders(posixpath.join(self._base, STAGING))
         # The second look is for an attempt that came in between: whichever of two made its folder last sees the other's.
         for _ in range(2):
@@ -175,14 +179,13 @@ class SftpSession:
         for local in files:
             _check_relative(local.file.target)
         try:
-            await self._stage(self._path(_name(task_id, fence)), files, on_bytes)
-        except (Failed, DestinationParked) as failure:
-            full = failure if failure.code == DISK_FULL else await self._full_disk_behind(failure)
-            if full is None:
-                raise
-            with suppress(Unavailable, DestinationParked):
-                await self._remove(_name(task_id, fence))
-            raise full from None
+            async with self._full_disk_told():
+                await self._stage(self._path(_name(task_id, fence)), files, on_bytes)
+        except DestinationParked as failure:
+            if failure.code == DISK_FULL:
+                with suppress(Unavailable, DestinationParked):
+                    await self._remove(_name(task_id, fence))
+            raise
 
     async def _stage(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
         package = posixpath.join(own, "package")
@@ -193,12 +196,16 @@ class SftpSession:
         await self._upload(own, missing, on_bytes)
         await self._verify(package, files)
 
-    async def _full_disk_behind(self, failure: DeliveryError) -> DestinationParked | None:
+    @asynccontextmanager
+    async def _full_disk_told(self) -> AsyncIterator[None]:
         """OpenSSH says only that it failed; the free space tells whether that is why."""
-        if not isinstance(failure, Failed):
-            return None
-        free = await self._remote.free_bytes(self._base)
-        return disk_full(failure.message, f"{free} bytes free") if free is not None and free < ROOM_FOR_MORE_BYTES else None
+        try:
+            yield
+        except Failed as failure:
+            free = await self._remote.free_room(self._base)
+            if free is None or (free.size >= ROOM_FOR_MORE_BYTES and free.files > 0):
+                raise
+            raise disk_full(failure.message, f"{free.size} bytes and {free.files} files are free") from None
 
     async def _keep_whole(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> list[LocalFile]:
         """Remove from the staged package what does not belong there; the files that are still to be uploaded."""

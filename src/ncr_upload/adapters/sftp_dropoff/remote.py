@@ -36,6 +36,14 @@ class Tree:
     folders: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes and number of files that still fit on a disk."""
+
+    size: int
+    files: int
+
+
 class Remote:
     """One SFTP channel. Raises `Missing`, `Failed`, `DestinationParked`, or `Unavailable` when the connection is gone."""
 
@@ -166,13 +174,14 @@ class Remote:
         except Missing:
             return
 
-    async def free_bytes(self, path: str) -> int | None:
-        """Free bytes where `path` is; None when the server does not say."""
+    async def free_room(self, path: str) -> Room | None:
+        """What is free where `path` is; None when the server does not say."""
         try:
             room = await self.ask(f"tell the free space of {path}", self.channel.statvfs(path))
         except (Missing, Failed, DestinationParked):
             return None
-        return (room.bavail or 0) * (room.frsize or 0)
+        counted = bool(room.files)  # some file systems have no limit, and say 0 of 0
+        return Room((room.bavail or 0) * (room.frsize or 0), room.favail or 0 if counted else 1)
 
 
 async def _answer_within(timeout_seconds: float, request: Coroutine[Any, Any, T]) -> T:

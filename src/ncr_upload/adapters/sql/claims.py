@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, case, delete, func, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
@@ -40,7 +40,7 @@ class SqlClaims:
                 .values(
                     status=Status.PROCESSING.value,
                     stage=Stage.LOOKUP.value,
-                    message="a worker has taken the job",
+                    message=_why_claimed(),
                     claimable_at=db_now() + lease_seconds,
                     fence=jobs.c.fence + 1,
                     attempt=jobs.c.attempt + 1,
@@ -63,7 +63,7 @@ class SqlClaims:
                 stage=Stage.LOOKUP,
                 kind="claimed",
                 actor=worker,
-                message=f"attempt {task.attempt} of {task.max_attempts} begins (fence {row.fence})",
+                message=f"{task.message}: attempt {task.attempt} of {task.max_attempts} begins (fence {row.fence})",
             )
         return Claim(task, row.fence, worker, lease_seconds, bool(row.cancel_requested), row.publish_fence)
 
@@ -215,6 +215,12 @@ def _owned(claim: Claim) -> Any:
     return update(jobs).where(
         jobs.c.task_id == claim.task.task_id, jobs.c.fence == claim.fence, jobs.c.status.in_(live), jobs.c.worker.is_not(None)
     )
+
+
+def _why_claimed() -> Any:
+    """Set before `worker`, as the columns are ordered: MySQL reads what the same update has already set."""
+    taken_over = literal("the lease of worker ") + jobs.c.worker + " ran out, and another worker has taken the job over"
+    return case((jobs.c.worker.is_not(None), taken_over), else_="a worker has taken the job")
 
 
 def _first(column: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
 from ncr_upload.adapters.sql.rows import problem_columns, task_of, write_event
@@ -21,9 +21,16 @@ class SqlRecovery:
 
     def due(self, limit: int) -> list[str]:
         """See `Recovery.due`."""
+        return self._claimable(jobs.c.worker.is_(None), limit)
+
+    def abandoned(self, limit: int) -> list[str]:
+        """See `Recovery.abandoned`."""
+        return self._claimable(jobs.c.worker.is_not(None), limit)
+
+    def _claimable(self, which: ColumnElement[bool], limit: int) -> list[str]:
         query = (
             select(jobs.c.task_id)
-            .where(jobs.c.claimable_at <= db_now(), jobs.c.attempt < jobs.c.max_attempts)
+            .where(jobs.c.claimable_at <= db_now(), jobs.c.attempt < jobs.c.max_attempts, which)
             .order_by(jobs.c.claimable_at)
             .limit(limit)
         )
