@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +139,7 @@ class MemoryDropoffSession:
                 self._place.uploaded.append(target)
             on_bytes(len(content))
 
-    async def publish(self, task_id: str, fence: int, job_id: str) -> None:
+    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         _fail_if_told(self._place.failures, "publish")
         _check(job_id.replace("/", "//"))  # one segment only
         own = self._own(task_id, fence)
@@ -147,6 +147,7 @@ class MemoryDropoffSession:
             return
         if job_id in self._place.deliveries:
             own.previous[job_id] = self._place.deliveries.pop(job_id)
+            between()
         self._place.deliveries[job_id], own.package = own.package, None
 
     async def is_published(self, task_id: str, fence: int) -> bool:

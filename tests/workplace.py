@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from ncr_upload.application.attempts import run_task
-from ncr_upload.application.pipeline import pass_by
+from ncr_upload.application.crash_points import pass_by
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
 from ncr_upload.entrypoints.bootstrap import deliveries

@@ -13,7 +13,9 @@ import pytest
 import redis
 from sqlalchemy import Engine, text
 
+from fault_table import fault
 from ncr_upload.adapters.sql.engine import open_engine
+from ncr_upload.application.crash_points import CRASH_POINTS
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
 from parts import require
@@ -21,19 +23,17 @@ from running_stack import RunningStack, follow, free_port, start_stack, stop_sta
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 
-POINTS = (
-    "claim:after",
-    "lookup:after",
-    "download:after",
-    "validate:after",
-    "stage:before",
-    "stage:after",
-    "publish:before",
-    "publish:after",
-    "record:before",
-    "record:after",
-    "cleanup:before",
-)
+AGAIN = "publish:between"
+"""Only reached by a job that was delivered before."""
+AT_ONCE = {"claim:before", "record:after", "cleanup:before", "cleanup:after"}
+"""Killed there, no second attempt is needed: the first has not begun yet, or has ended."""
+
+
+def killed_at(point: str) -> Any:
+    outcome = "delivered and recorded by the next attempt" if point not in AT_ONCE else "one attempt delivers it"
+    return pytest.param(
+        point, marks=fault(f"Worker: killed at {point}", injector="SIGKILL of the child", invariants="LOPR", outcome=outcome)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +80,23 @@ def submit(stack: RunningStack, engine: Engine, job_id: str, product: Product) -
     return str(answer.json()["task_id"])
 
 
-def assert_delivered_once(stack: RunningStack, engine: Engine, job_id: str, task_id: str, product: Product) -> dict[str, Any]:
+def read_package(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_delivered_once(
+    stack: RunningStack, engine: Engine, job_id: str, task_id: str, product: Product, deliveries: int = 1
+) -> dict[str, Any]:
     with stack.client() as client:
         status = follow(client, task_id)
     assert status["status"] == "completed", status
-    root = Path(stack.endpoints["sftp"]["root"])
-    arrived = {str(path.relative_to(root / job_id)): path.read_bytes() for path in (root / job_id).rglob("*") if path.is_file()}
-    assert arrived == product.delivered
+    assert read_package(Path(stack.endpoints["sftp"]["root"]) / job_id) == product.delivered
     with engine.connect() as connection:
         count = connection.execute(text("SELECT upload_count FROM job_details WHERE job_id = :j"), {"j": job_id}).scalar_one()
         ends = connection.execute(
             text("SELECT COUNT(*) FROM ncr_events WHERE task_id = :t AND kind = 'completed'"), {"t": task_id}
         ).scalar_one()
-    assert (count, ends) == (1, 1)
+    assert (count, ends) == (deliveries, 1)
     return status
 
 
@@ -102,7 +106,7 @@ def leftovers(stack: RunningStack) -> list[str]:
     return [str(path) for folder in (staging, work) if folder.exists() for path in folder.iterdir()]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [killed_at(point) for point in CRASH_POINTS if point != AGAIN])
 def test_a_worker_killed_at_any_point_delivers_once_and_leaves_nothing(
     stack: RunningStack, engine: Engine, product: Product, crash_order: Path, point: str
 ) -> None:
@@ -111,7 +115,35 @@ def test_a_worker_killed_at_any_point_delivers_once_and_leaves_nothing(
     task_id = submit(stack, engine, job_id, product)
     until(lambda: not crash_order.exists())
     status = assert_delivered_once(stack, engine, job_id, task_id, product)
-    assert status["attempt"] == (1 if point in ("record:after", "cleanup:before") else 2)
+    assert status["attempt"] == (1 if point in AT_ONCE else 2)
+    until(lambda: leftovers(stack) == [])
+
+
+@fault(
+    "Worker: killed between the two renames of a publish",
+    injector="SIGKILL of the child",
+    invariants="LOPR",
+    outcome="the previous delivery waits aside, whole, until the next attempt publishes the new one",
+)
+def test_a_redelivery_killed_between_its_two_renames_loses_neither_package(
+    stack: RunningStack, engine: Engine, product: Product, crash_order: Path
+) -> None:
+    job_id, root = "killed-between", Path(stack.endpoints["sftp"]["root"])
+    previous = make_product("artists/before", product.sku, seed=6)
+    assert_delivered_once(stack, engine, job_id, submit(stack, engine, job_id, previous), previous)
+    beat = psutil.Process(stack.endpoints["pids"]["beat"])
+    beat.suspend()  # nobody recovers while the gap is looked at
+    try:
+        crash_order.write_text(AGAIN)
+        task_id = submit(stack, engine, job_id, product)
+        until(lambda: not crash_order.exists())
+        (aside,) = root.glob(f".ncr-staging/{task_id}-*/previous/{job_id}")
+        assert not (root / job_id).exists()
+        assert read_package(aside) == previous.delivered
+    finally:
+        beat.resume()
+    status = assert_delivered_once(stack, engine, job_id, task_id, product, deliveries=2)
+    assert status["attempt"] == 2
     until(lambda: leftovers(stack) == [])
 
 

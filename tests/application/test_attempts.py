@@ -15,6 +15,7 @@ import pytest
 from ledger_twin import MemoryHost, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
+from ncr_upload.application.crash_points import CRASH_POINTS
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
 from ncr_upload.domain.admission import AdmissionLimits
@@ -134,6 +135,13 @@ def test_a_delivery_is_published_recorded_and_cleaned_up(worker: Worker) -> None
     }
     assert worker.catalogue.written == ["judged", "delivered"]
     assert worker.nothing_left()
+
+
+def test_a_delivery_over_a_previous_one_passes_every_crash_point_once_and_in_order(worker: Worker) -> None:
+    worker.dropoff.deliveries["job-1"] = {"SKU1/SKU1.glb": b"the one before"}
+    reached: list[str] = []
+    worker.run(reached.append)
+    assert reached == list(CRASH_POINTS)
 
 
 def test_the_last_view_posted_is_the_final_one_and_stays(worker: Worker) -> None:

@@ -123,11 +123,15 @@ def ignore(_: int) -> None:
     """For tests that do not count bytes."""
 
 
+def nothing() -> None:
+    """For tests that do nothing between the two renames of a publish."""
+
+
 async def deliver(place: Place, files: list[LocalFile], task: str, fence: int = 1, job_id: str = "job-1") -> None:
     async with place.dropoff.session() as session:
         await session.adopt(task, fence)
         await session.stage(task, fence, files, ignore)
-        await session.publish(task, fence, job_id)
+        await session.publish(task, fence, job_id, nothing)
         await session.discard(task)
 
 
@@ -147,7 +151,7 @@ async def test_nothing_shows_before_it_is_published(place: Place, new: list[Loca
         await session.stage("task", 1, new, ignore)
         assert place.shown() == set()
         assert not await session.is_published("task", 1)
-        await session.publish("task", 1, "job-1")
+        await session.publish("task", 1, "job-1", nothing)
         assert await session.is_published("task", 1)
 
 
@@ -157,7 +161,7 @@ async def test_a_new_delivery_replaces_the_previous_one_whole(place: Place, old:
         await session.adopt("second", 1)
         await session.stage("second", 1, new, ignore)
         assert place.delivered() == OLD
-        await session.publish("second", 1, "job-1")
+        await session.publish("second", 1, "job-1", nothing)
         assert place.delivered() == NEW
         await session.discard("second")
     assert place.delivered() == NEW
@@ -169,7 +173,7 @@ async def test_publishing_again_changes_nothing(place: Place, new: list[LocalFil
         await session.adopt("task", 1)
         await session.stage("task", 1, new, ignore)
         for _ in range(2):
-            await session.publish("task", 1, "job-1")
+            await session.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
 
 
@@ -191,7 +195,7 @@ async def test_a_staged_file_whose_content_changed_is_sent_again(place: Place, n
         await session.stage("task", 1, new, ignore)
         await session.adopt("task", 2)
         await session.stage("task", 2, write_package(tmp_path / "changed", changed), ignore)
-        await session.publish("task", 2, "job-1")
+        await session.publish("task", 2, "job-1", nothing)
     assert place.delivered() == changed
 
 
@@ -202,7 +206,7 @@ async def test_a_staged_file_that_is_no_longer_listed_is_not_delivered(
         await session.adopt("task", 1)
         await session.stage("task", 1, old, ignore)
         await session.stage("task", 1, new, ignore)
-        await session.publish("task", 1, "job-1")
+        await session.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
 
 
@@ -220,7 +224,7 @@ async def test_a_job_id_that_is_a_path_is_refused(place: Place, new: list[LocalF
         if isinstance(place.dropoff, MemoryDropoff) and job_id == STAGING:
             return  # the twin has no such folder
         with pytest.raises(Rejected):
-            await session.publish("task", 1, job_id)
+            await session.publish("task", 1, job_id, nothing)
     assert place.shown() == set()
 
 
@@ -242,7 +246,7 @@ async def test_a_newer_attempt_takes_over_what_was_staged(place: Place, new: lis
         await newer.adopt("task", 2)
         assert place.staged() == {"task-2"}
         await newer.stage("task", 2, new, ignore)
-        await newer.publish("task", 2, "job-1")
+        await newer.publish("task", 2, "job-1", nothing)
     assert place.delivered() == NEW
 
 
@@ -252,13 +256,13 @@ async def test_a_stale_attempt_can_neither_stage_nor_publish(place: Place, old: 
         await stale.adopt("task", 1)
         await stale.stage("task", 1, new, ignore)
         await newer.adopt("task", 2)
-        for attempt in (stale.publish("task", 1, "job-1"), stale.stage("task", 1, new, ignore)):
+        for attempt in (stale.publish("task", 1, "job-1", nothing), stale.stage("task", 1, new, ignore)):
             with pytest.raises(Unavailable):
                 await attempt
         assert place.delivered() == OLD
-        await newer.publish("task", 2, "job-1")
+        await newer.publish("task", 2, "job-1", nothing)
         with pytest.raises(Unavailable):
-            await stale.publish("task", 1, "job-1")
+            await stale.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
     assert place.staged() == {"task-2"}
 
@@ -276,7 +280,7 @@ async def test_adopting_again_keeps_what_is_staged(place: Place, new: list[Local
         await session.adopt("task", 1)
         await session.stage("task", 1, new, ignore)
         await session.adopt("task", 1)
-        await session.publish("task", 1, "job-1")
+        await session.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
 
 
@@ -288,7 +292,7 @@ async def test_the_next_attempt_can_tell_whether_the_last_one_published(
         await session.adopt("task", 1)
         await session.stage("task", 1, new, ignore)
         if published:
-            await session.publish("task", 1, "job-1")
+            await session.publish("task", 1, "job-1", nothing)
         await session.adopt("task", 2)
         assert await session.is_published("task", 2) is published
 
@@ -304,7 +308,7 @@ async def test_a_crash_between_the_two_renames_is_healed_by_publishing_again(
         assert place.delivered() is None
         await session.adopt("task", 2)
         assert not await session.is_published("task", 2)
-        await session.publish("task", 2, "job-1")
+        await session.publish("task", 2, "job-1", nothing)
         await session.discard("task")
     assert place.delivered() == NEW
     assert place.staged() == set()
@@ -318,7 +322,7 @@ async def test_discard_removes_every_staging_folder_of_the_task_and_no_other(pla
         for task, fence in (("task", 1), ("task-1", 2), ("other", 7)):
             await session.adopt(task, fence)
             await session.stage(task, fence, new, ignore)
-        await session.publish("other", 7, "job-1")
+        await session.publish("other", 7, "job-1", nothing)
         await session.discard("task")
         assert place.staged() == {"task-1-2", "other-7"}
         await session.discard("task")
@@ -345,7 +349,7 @@ async def test_discard_takes_the_package_away_from_an_attempt_that_still_runs(pl
         await running.stage("task", 1, new, ignore)
         await cleaner.discard("task")
         with pytest.raises(Unavailable):
-            await running.publish("task", 1, "job-1")
+            await running.publish("task", 1, "job-1", nothing)
     assert place.shown() == set()
     assert place.staged() == set()
 
@@ -390,7 +394,7 @@ async def test_whoever_lists_the_destination_never_sees_a_mixed_or_partial_deliv
             for turn in range(6):
                 await session.adopt(f"task-{turn}", 1)
                 await session.stage(f"task-{turn}", 1, [old, new][turn % 2], ignore)
-                await session.publish(f"task-{turn}", 1, "job-1")
+                await session.publish(f"task-{turn}", 1, "job-1", nothing)
     finally:
         done.set()
         watcher.join()
@@ -402,7 +406,7 @@ async def test_an_empty_folder_left_from_another_layout_is_not_delivered(real: P
         await session.adopt("task", 1)
         (real.folder / STAGING / "task-1" / "package" / "S" / "leftover").mkdir(parents=True)
         await session.stage("task", 1, old, ignore)
-        await session.publish("task", 1, "job-1")
+        await session.publish("task", 1, "job-1", nothing)
     assert not (real.folder / "job-1" / "S" / "leftover").exists()
 
 

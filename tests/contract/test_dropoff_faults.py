@@ -61,6 +61,10 @@ def ignore(_: int) -> None:
     """For tests that do not count bytes."""
 
 
+def nothing() -> None:
+    """For tests that do nothing between the two renames of a publish."""
+
+
 def open_dropoff(server: SftpServer, timeout_seconds: float = 10, **login: object) -> SftpDropoff:
     return SftpDropoff(server.with_login(**login), server.base_dir, channels=2, timeout_seconds=timeout_seconds)
 
@@ -69,7 +73,7 @@ async def stage_and_publish(dropoff: SftpDropoff, files: list[LocalFile], fence:
     async with dropoff.session() as session:
         await session.adopt(task, fence)
         await session.stage(task, fence, files, ignore)
-        await session.publish(task, fence, "job-1")
+        await session.publish(task, fence, "job-1", nothing)
 
 
 async def refusal(dropoff: SftpDropoff) -> DeliveryError:
@@ -359,7 +363,7 @@ async def test_nothing_outside_the_staging_folder_is_ever_removed(server: SftpSe
         await session.adopt("task", 1)
         link.symlink_to(server.folder / "other-job")
         await session.stage("task", 1, files, ignore)
-        await session.publish("task", 1, "job-1")
+        await session.publish("task", 1, "job-1", nothing)
         await session.adopt("task", 2)
         (server.folder / ".ncr-staging" / "task-2" / "link").symlink_to(server.folder / "other-job")
         await session.discard("task")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus, post_quietly
-from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, pass_by, remove_staging
+from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, remove_staging
 from ncr_upload.application.ports import StatusBoard, Submissions
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
@@ -54,12 +54,11 @@ class Settled:
     unexpected: bool = False
 
 
-def run_task(
-    task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Callable[[str], None] = pass_by
-) -> Settled | None:
+def run_task(task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Reach = pass_by) -> Settled | None:
     """Do one attempt at the task, if it is due and free; None if it is not. An ended task that left something at the
     destination is cleaned up after instead. Raises only `Unavailable`, when the ledger cannot be written: then the lease
     runs out and the sweeper takes over."""
+    reach("claim:before")
     claim = ports.pipeline.claims.claim(task_id, options.name, options.lease_seconds)
     if claim is None:
         _clean_up_after(task_id, ports.pipeline)
@@ -81,7 +80,7 @@ def _clean_up_after(task_id: str, ports: PipelinePorts) -> None:
             raise Unavailable(error.code, error.message, error.next_step) from error
 
 
-def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Callable[[str], None]) -> Exception | None:
+def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Reach) -> Exception | None:
     lease = Lease(ports.pipeline.claims, claim, renew_seconds=options.lease_renew_seconds)
     live = LiveStatus(ports.board, claim)
     delivery = Delivery(claim, ports.pipeline, options.pipeline, lease, live, reach)

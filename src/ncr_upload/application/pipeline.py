@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus
 from ncr_upload.application.ports import (
@@ -64,12 +65,8 @@ class PipelineOptions:
     admission: AdmissionLimits
 
 
-def pass_by(_point: str) -> None:
-    """A crash point in production: nothing happens."""
-
-
 class Delivery:
-    """One attempt. `reach` is told each crash point by name (`stage:before`, `stage:after`)."""
+    """One attempt. `reach` is told each of the CRASH_POINTS."""
 
     def __init__(
         self,
@@ -78,7 +75,7 @@ class Delivery:
         options: PipelineOptions,
         lease: Lease,
         live: LiveStatus,
-        reach: Callable[[str], None] = pass_by,
+        reach: Reach = pass_by,
     ) -> None:
         self.claim = claim
         self.task = claim.task
@@ -218,12 +215,18 @@ class Delivery:
 
         assert self.task.sku is not None
         try:
-            verdict = await self.ports.validator.judge(self.task.sku, self.ports.archiver.stream(in_order()))
+            verdict = await self.ports.validator.judge(self.task.sku, self._zip(in_order()))
         except Unavailable as error:
             await self._note_unanswered(error)
             raise
         self.reach("validate:after")
         return verdict
+
+    async def _zip(self, files: AsyncIterator[LocalFile]) -> AsyncIterator[bytes]:
+        self.reach("zip:before")
+        async for chunk in self.ports.archiver.stream(files):
+            yield chunk
+        self.reach("zip:after")
 
     async def _note_unanswered(self, error: Unavailable) -> None:
         http_status = getattr(error, "http_status", None)
@@ -283,7 +286,7 @@ class Delivery:
         await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True)
         self.reach("publish:before")
         self.lease.check()
-        await destination.publish(self.task.task_id, self.claim.fence, self.task.job_id)
+        await destination.publish(self.task.task_id, self.claim.fence, self.task.job_id, lambda: self.reach("publish:between"))
         self.reach("publish:after")
 
     async def _require_unchanged(self) -> None:

@@ -126,8 +126,8 @@ class DropoffSession(Protocol):
         """Upload every file into the staging folder and verify every size. Files that an earlier attempt staged whole and
         with the same hash are kept; whatever else is there goes. When the disk is full, everything staged goes."""
 
-    async def publish(self, task_id: str, fence: int, job_id: str) -> None:
-        """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside.
+    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
+        """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside, then `between` called.
         Idempotent for the owner of the fence; for anyone else it fails and changes nothing that is visible."""
 
     async def is_published(self, task_id: str, fence: int) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from ncr_upload.application.pipeline import pass_by
+from ncr_upload.application.crash_points import Reach, pass_by
 
 
-def crash_points(environment: Mapping[str, str]) -> Callable[[str], None]:
+def crash_points(environment: Mapping[str, str]) -> Reach:
     """What to call at each point. With NCR_TESTING=1 and NCR_CRASH_AT=publish:after, the process that reaches that point
     kills itself, every time; with NCR_CRASH_AT=@FILE, at the point the file names, once: the file goes first."""
     wanted = environment.get("NCR_CRASH_AT")

@@ -16,7 +16,7 @@ import asyncio
 import json
 import posixpath
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import BinaryIO
 
@@ -150,7 +150,7 @@ class SftpSession:
 
     # --- publishing ---------------------------------------------------------------------------------------------
 
-    async def publish(self, task_id: str, fence: int, job_id: str) -> None:
+    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         _check_relative(job_id, one_segment=True)
         own = self._path(_name(task_id, fence))
         final, aside = posixpath.join(self._base, job_id), posixpath.join(own, "previous", job_id)
@@ -159,6 +159,7 @@ class SftpSession:
         if await self._remote.exists(final):
             await self._remote.remove_tree(aside)
             await self._remote.rename(final, aside)
+            between()
         try:
             await self._remote.rename(posixpath.join(own, "package"), final)
         except (Missing, Failed, DestinationParked):
