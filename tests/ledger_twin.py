@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Memory, Page, Recording
-from ncr_upload.domain.batches import BatchLoad, release_next
+from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
 from ncr_upload.domain.packages import PackageFile
@@ -46,6 +46,7 @@ class MemoryLedger:
         self._clock = clock
         self._rows: dict[str, _Row] = {}
         self._batches: dict[str, float] = {}
+        self._conflicts: dict[str, list[AlreadyLive]] = {}
         self._keys: dict[str, tuple[str, list[Task]]] = {}
         self._lock = threading.RLock()
 
@@ -58,6 +59,7 @@ class MemoryLedger:
         batch_id: str | None,
         release: int,
         remark: str = "accepted",
+        skip_live: bool = False,
         idempotency: Idempotency | None = None,
     ) -> list[Task] | list[AlreadyLive] | KeyReused:
         with self._lock:
@@ -66,11 +68,13 @@ class MemoryLedger:
                 return tasks if fingerprint == idempotency.fingerprint else KeyReused(idempotency.key)
             running = {row.task.job_id: row.task.task_id for row in self._rows.values() if row.is_live}
             live = [AlreadyLive(job.job_id, running[job.job_id]) for job in jobs if job.job_id in running]
-            if live:
+            if live and (not skip_live or len(live) == len(jobs)):
                 return live
+            jobs = [job for job in jobs if job.job_id not in running]
             now = self._clock()
             if batch_id is not None:
                 self._batches[batch_id] = now
+                self._conflicts[batch_id] = live
             held = f"{remark}; waits for its turn in the batch"
             accepted = [
                 self._insert(job, batch_id, now, remark if index < release else held, released=index < release)
@@ -146,10 +150,37 @@ class MemoryLedger:
             if batch_id not in self._batches:
                 return None
             tasks = [row.task for row in self._rows.values() if row.task.batch_id == batch_id]
-            counts = dict(Counter(task.status for task in tasks))
-            updated_at = max(task.updated_at for task in tasks)
             page = self._page(lambda row: row.task.batch_id == batch_id, limit, cursor)
-            return BatchCounts(batch_id, self._clock(), self._batches[batch_id], updated_at, counts), page
+            ended = all(task.finished_at for task in tasks)
+            counts = BatchCounts(
+                batch_id,
+                self._clock(),
+                self._batches[batch_id],
+                updated_at=max(task.updated_at for task in tasks),
+                shares=_shares(tasks),
+                started_at=min((task.started_at for task in tasks if task.started_at), default=None),
+                finished_at=max((task.finished_at for task in tasks if task.finished_at), default=None) if ended else None,
+                conflicts=tuple(self._conflicts[batch_id]),
+            )
+            return counts, page
+
+    def conflicts(self, batch_id: str) -> list[AlreadyLive]:
+        return self._conflicts[batch_id]
+
+    def unsuccessful(self, batch_id: str) -> list[NewJob] | None:
+        with self._lock:
+            if batch_id not in self._batches:
+                return None
+            tasks = [row.task for row in self._rows.values() if row.task.batch_id == batch_id]
+            failed = [task for task in tasks if task.status in (Status.FAILED, Status.VALIDATION_FAILED)]
+            return [NewJob(task.job_id, task.username, task.campaign, task.row_id) for task in failed]
+
+    def cancel_batch(self, batch_id: str) -> dict[CancelAnswer, int] | None:
+        with self._lock:
+            if batch_id not in self._batches:
+                return None
+            tasks = [row.task for row in self._rows.values() if row.task.batch_id == batch_id]
+            return dict(Counter(answer for task in tasks if (answer := self.cancel(task.task_id))))
 
     def _page(self, wanted: Callable[[_Row], bool], limit: int, cursor: str | None) -> Page:
         found = [(position, row.task) for position, row in enumerate(self._rows.values(), 1) if wanted(row)]
@@ -299,18 +330,26 @@ class MemoryLedger:
             self._note(row, Status.FAILED.value, "sweeper", problem.message)
             return True
 
-    def release_batch_jobs(self, batch_size: int) -> list[str]:
+    def release_batch_jobs(self, batch_size: int, workers: Sequence[WorkerRoom] = ()) -> list[str]:
         with self._lock:
+            live = [row for row in self._rows.values() if row.is_live and row.task.batch_id is not None]
+            held = {batch_id: [row for row in live if self._is_held(row, batch_id)] for batch_id in self._batches}
+            loads = [
+                BatchLoad(batch_id, sum(row.task.batch_id == batch_id for row in live) - len(rows), len(rows))
+                for batch_id, rows in held.items()
+            ]
+            room = plan_room(workers, in_flight=sum(load.in_flight for load in loads))
             released = []
-            for batch_id in self._batches:
-                live = [row for row in self._rows.values() if row.is_live and row.task.batch_id == batch_id]
-                held = [row for row in live if row.claimable_at is None]
-                load = BatchLoad(batch_id, in_flight=len(live) - len(held), held=len(held))
-                for row in held[: release_next([load], batch_size=batch_size).get(batch_id, 0)]:
+            for batch_id, count in release_next(loads, batch_size=batch_size, room=room).items():
+                for row in held[batch_id][:count]:
                     row.claimable_at = self._clock()
                     self._change(row, message="accepted", due_at=row.claimable_at)
                     released.append(row.task.task_id)
             return released
+
+    @staticmethod
+    def _is_held(row: _Row, batch_id: str) -> bool:
+        return row.task.batch_id == batch_id and row.claimable_at is None
 
     # --- Cleaning
 
@@ -364,6 +403,15 @@ class MemoryLedger:
 
 
 REDIS_AWAY = Unavailable("redis_unavailable", "Redis at nowhere:1 did not answer", "Check that Redis runs.")
+
+
+def _shares(tasks: Sequence[Task]) -> tuple[Share, ...]:
+    places = sorted({(task.status, task.stage) for task in tasks})
+    there = {place: [task for task in tasks if (task.status, task.stage) == place] for place in places}
+    return tuple(
+        Share(*place, len(found), sum(task.bytes is not None for task in found), sum(task.bytes or 0 for task in found))
+        for place, found in there.items()
+    )
 
 
 class MemoryStatusBoard:

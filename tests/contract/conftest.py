@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from databases import SERVERS, Databases
+from ledgers import Ledger, memory_ledger, sql_ledger
 from studio_rows import open_database
 
 
@@ -24,4 +25,14 @@ def engine(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path)
     """An empty database with the service's tables and the studio's, on each kind of server."""
     engine = open_database(databases.create(request.param, tmp_path))
     yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", *SERVERS, "memory"])
+def ledger(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> Iterator[Ledger]:
+    if request.param == "memory":
+        yield memory_ledger()
+        return
+    engine = open_database(databases.create(request.param, tmp_path))
+    yield sql_ledger(engine)
     engine.dispose()

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from databases import SERVERS, Databases
-from ledgers import Ledger, memory_ledger, sql_ledger
+from ledgers import Ledger
 from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
-from studio_rows import open_database
 
 PROBLEM = Problem("code", "transient", "what", "next")
 JOB = NewJob("job-1", "ann", "spring", 7)
-
-
-@pytest.fixture(params=["sqlite", *SERVERS, "memory"])
-def ledger(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "memory":
-        yield memory_ledger()
-        return
-    engine = open_database(databases.create(request.param, tmp_path))
-    yield sql_ledger(engine)
-    engine.dispose()
 
 
 def test_an_accepted_job_is_pending_with_its_facts_and_a_history(ledger: Ledger) -> None:
@@ -58,14 +44,6 @@ def test_an_ended_job_id_is_accepted_again_under_a_new_task(ledger: Ledger) -> N
 
 def test_job_ids_that_differ_in_case_are_different_jobs(ledger: Ledger) -> None:
     assert len(ledger.accept("job-a", "JOB-A")) == 2
-
-
-def test_one_live_job_refuses_the_whole_batch_and_accepts_none_of_it(ledger: Ledger) -> None:
-    (live,) = ledger.accept("job-2")
-    refused = ledger.submissions.accept([NewJob(f"job-{n}", "ann", "spring") for n in (1, 2, 3)], batch_id="b1", release=3)
-    assert refused == [AlreadyLive("job-2", live.task_id)]
-    assert ledger.submissions.active(username=None, campaign=None, status=None, limit=9, cursor=None).total == 1
-    assert ledger.submissions.batch("b1", limit=9, cursor=None) is None
 
 
 def test_of_many_submits_at_once_exactly_one_is_accepted(ledger: Ledger) -> None:
@@ -278,30 +256,6 @@ def test_an_announced_publish_is_told_to_the_next_claim(ledger: Ledger) -> None:
     ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", announce_publish=True)
     ledger.expire(task)
     assert ledger.claim(task, "w2").publish_fence == claim.fence
-
-
-def test_a_batch_keeps_at_most_so_many_in_flight_and_goes_on_when_one_ends(ledger: Ledger) -> None:
-    tasks = ledger.accept(*(f"job-{n}" for n in range(5)), batch_id="b1", release=2)
-    assert ledger.recovery.due(10) == [tasks[0].task_id, tasks[1].task_id]
-    assert ledger.recovery.release_batch_jobs(2) == []
-    ledger.claims.finish(ledger.claim(tasks[0]), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
-    assert ledger.recovery.release_batch_jobs(2) == [tasks[2].task_id]
-
-
-def test_a_batch_is_counted_by_status_and_paged(ledger: Ledger) -> None:
-    tasks = ledger.accept(*(f"job-{n}" for n in range(5)), batch_id="b1", release=5)
-    ledger.claim(tasks[0])
-    found = ledger.submissions.batch("b1", limit=2, cursor=None)
-    assert found is not None
-    counts, page = found
-    assert counts.counts == {Status.PROCESSING: 1, Status.PENDING: 4}
-    seen = [task.task_id for task in page.tasks]
-    while page.cursor is not None:
-        again = ledger.submissions.batch("b1", limit=2, cursor=page.cursor)
-        assert again is not None
-        page = again[1]
-        seen.extend(task.task_id for task in page.tasks)
-    assert seen == [task.task_id for task in tasks]
 
 
 def test_active_jobs_are_filtered(ledger: Ledger) -> None:

@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncr_upload.domain.batches import BatchLoad, BatchStatus, percentage, release_next, roll_up
-from ncr_upload.domain.jobs import LIVE, TERMINAL, Status
+from ncr_upload.domain.batches import (
+    BatchLoad,
+    BatchStatus,
+    Share,
+    WorkerRoom,
+    estimate_remaining,
+    percentage,
+    plan_room,
+    release_next,
+    roll_up,
+)
+from ncr_upload.domain.jobs import LIVE, TERMINAL, Stage, Status, progress_percent
 
 S = Status
 
@@ -101,11 +111,55 @@ def test_a_batch_without_jobs_does_not_exist(counts: dict[Status, int]) -> None:
     [
         ({}, 0.0),
         ({S.PENDING: 3}, 0.0),
-        ({S.PROCESSING: 2, S.COMPLETED: 1}, 33.3),
-        ({S.UPLOADING: 1, S.FAILED: 1, S.VALIDATION_FAILED: 1, S.CANCELLED: 1}, 75.0),
+        ({S.PENDING: 2, S.COMPLETED: 1}, 33.3),
+        ({S.PENDING: 1, S.FAILED: 1, S.VALIDATION_FAILED: 1, S.CANCELLED: 1}, 75.0),
         ({S.PENDING: 1, S.COMPLETED: 9_999}, 99.9),
         ({S.COMPLETED: 10_000}, 100.0),
     ],
 )
-def test_the_percentage_counts_ended_jobs_and_is_100_only_when_all_are(counts: dict[Status, int], percent: float) -> None:
-    assert percentage(counts) == percent
+def test_without_sizes_the_percentage_counts_jobs_and_is_100_only_when_all_have_ended(
+    counts: dict[Status, int], percent: float
+) -> None:
+    assert percentage(Share(status, Stage.QUEUED, count) for status, count in counts.items()) == percent
+
+
+def test_a_job_weighs_what_its_bytes_weigh_and_one_of_unknown_size_what_the_others_do_on_average() -> None:
+    large, small = Share(S.COMPLETED, Stage.DONE, 1, 1, 900), Share(S.PENDING, Stage.QUEUED, 1, 1, 100)
+    assert percentage([large, small]) == 90.0
+    assert percentage([large, small, Share(S.PENDING, Stage.QUEUED, 2)]) == 45.0
+
+
+def test_a_running_job_counts_with_the_part_of_it_that_is_through() -> None:
+    running = Share(S.UPLOADING, Stage.UPLOAD, 1, 1, 100)
+    assert percentage([running, Share(S.PENDING, Stage.QUEUED, 1, 1, 100)]) == progress_percent(Stage.UPLOAD) / 2
+
+
+@given(st.lists(st.builds(Share, st.sampled_from(Status), st.sampled_from(Stage), st.integers(1, 9), st.just(0), st.just(0))))
+def test_the_percentage_is_100_exactly_when_all_jobs_have_ended(shares: list[Share]) -> None:
+    ended = bool(shares) and all(share.status in TERMINAL for share in shares)
+    assert (percentage(shares) == 100) == ended
+    assert 0 <= percentage(shares) <= 100
+
+
+@pytest.mark.parametrize(
+    ("percent", "elapsed", "remaining"), [(0, 10, None), (50, 10, 10), (90, 9, 1), (100, 9, 0), (5, 0, None)]
+)
+def test_the_rest_of_a_batch_is_taken_to_go_at_the_pace_so_far(percent: float, elapsed: float, remaining: float | None) -> None:
+    assert estimate_remaining(percent, elapsed) == remaining
+
+
+@pytest.mark.parametrize(
+    ("workers", "in_flight", "room"),
+    [
+        ([], 7, None),
+        ([WorkerRoom(4, 4)], 7, None),
+        ([WorkerRoom(2, 4)], 0, 2),
+        ([WorkerRoom(2, 4), WorkerRoom(4, 4)], 5, 1),
+        ([WorkerRoom(0, 4)], 0, 0),
+        ([WorkerRoom(0, 4)], 3, 0),
+    ],
+)
+def test_workers_short_of_memory_or_disk_get_no_more_batch_jobs_than_they_can_bear(
+    workers: list[WorkerRoom], in_flight: int, room: int | None
+) -> None:
+    assert plan_room(workers, in_flight=in_flight) == room

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import Engine, text
 
+from api_server import SETTINGS, Site, serve
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ncr_upload.adapters.sql.claims import SqlClaims
+from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bundled_validator import BundledValidator
 from ncr_upload.entrypoints.embedded.product import Product, break_model, make_product
 from ncr_upload.entrypoints.settings import Settings
@@ -76,6 +86,46 @@ def workplace(
     engine = open_database(tmp_path / "ncr.db")
     yield Workplace(s3, sftp, engine, settings)
     engine.dispose()
+
+
+# --- the API, on the ledger's twin and on SQLite
+
+
+@dataclass
+class Backing:
+    """Where the records are kept."""
+
+    ledger: Any
+    claims: Any
+    check: Callable[[], None]
+
+
+@pytest.fixture(params=["memory", "sql"])
+def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backing]:
+    if request.param == "memory":
+        ledger = MemoryLedger(max_attempts=5)
+        yield Backing(ledger, ledger, lambda: None)
+        return
+    engine: Engine = open_database(tmp_path / "api.db")
+
+    def check() -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    yield Backing(SqlSubmissions(engine, max_attempts=5), SqlClaims(engine), check)
+    engine.dispose()
+
+
+@pytest.fixture
+def site(backing: Backing) -> Iterator[Site]:
+    board, queue, host = MemoryStatusBoard(), MemoryJobQueue(workers=["celery@here"]), MemoryHost()
+    ports = ApiPorts(backing.ledger, board, queue, host, "ncr_jobs", backing.check, {"s3": lambda: None, "sftp": sftp_is_away})
+    with serve(create_app(ports, SETTINGS)) as http:
+        yield Site(http, ports, backing.claims, board, queue, host)
+
+
+def sftp_is_away() -> None:
+    raise Unavailable("sftp_unreachable", "sftp.partner:22 does not answer", "Ask the partner.")
 
 
 def _wait_for(url: str) -> None:

@@ -3,64 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
 
-from api_server import JOB, SETTINGS, Site, assert_problem, serve
-from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
-from ncr_upload.adapters.sql.claims import SqlClaims
-from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.api_ports import ApiPorts
+from api_server import JOB, Site, assert_problem
+from ledger_twin import MemoryHost
 from ncr_upload.application.views import VIEW_FIELDS, view_of
-from ncr_upload.domain.errors import CancelRequested, Unavailable
+from ncr_upload.domain.errors import CancelRequested
 from ncr_upload.domain.jobs import Problem, Stage, Status
-from ncr_upload.entrypoints.api.app import create_app
-from studio_rows import open_database
 
 NEVER = "00000000-0000-4000-8000-000000000000"
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-
-
-@dataclass
-class Backing:
-    """Where the records are kept."""
-
-    ledger: Any
-    claims: Any
-    check: Callable[[], None]
-
-
-@pytest.fixture(params=["memory", "sql"])
-def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backing]:
-    if request.param == "memory":
-        ledger = MemoryLedger(max_attempts=5)
-        yield Backing(ledger, ledger, lambda: None)
-        return
-    engine: Engine = open_database(tmp_path / "api.db")
-
-    def check() -> None:
-        with engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
-
-    yield Backing(SqlSubmissions(engine, max_attempts=5), SqlClaims(engine), check)
-    engine.dispose()
-
-
-@pytest.fixture
-def site(backing: Backing) -> Iterator[Site]:
-    board, queue, host = MemoryStatusBoard(), MemoryJobQueue(workers=["celery@here"]), MemoryHost()
-    ports = ApiPorts(backing.ledger, board, queue, host, "ncr_jobs", backing.check, {"s3": lambda: None, "sftp": sftp_is_away})
-    with serve(create_app(ports, SETTINGS)) as http:
-        yield Site(http, ports, backing.claims, board, queue, host)
-
-
-def sftp_is_away() -> None:
-    raise Unavailable("sftp_unreachable", "sftp.partner:22 does not answer", "Ask the partner.")
 
 
 # --- sending a job
@@ -191,64 +145,6 @@ def test_active_jobs_are_filtered_and_paged(site: Site) -> None:
         if cursor is None:
             break
     assert seen == [f"job-{number}" for number in range(5)]
-
-
-# --- batches
-
-
-def batch_of(*job_ids: str) -> list[dict[str, Any]]:
-    return [{"job_id": job_id, "username": "ann", "campaign": "spring"} for job_id in job_ids]
-
-
-def test_a_batch_is_accepted_and_followed(site: Site) -> None:
-    answer = site.http.post("/process-batch", json=batch_of("a", "b", "c"))
-    assert answer.status_code == 202
-    body = answer.json()
-    assert set(body) == {"batch_id", "total_jobs", "jobs", "status", "message", "timestamp"}
-    assert (body["total_jobs"], body["status"]) == (3, "pending")
-    assert [job["job_id"] for job in body["jobs"]] == ["a", "b", "c"]
-    claim = site.claim(body["jobs"][0]["task_id"])
-    site.claims.finish(claim, status=Status.FAILED, stage=Stage.LOOKUP, message="no", problem=None)
-    view = site.http.get(f"/batch-status/{body['batch_id']}").json()
-    assert (view["batch_id"], view["status"], view["total_jobs"]) == (body["batch_id"], "processing", 3)
-    assert {status: count for status, count in view["counts"].items() if count} == {"pending": 2, "failed": 1}
-    assert view["percentage"] == pytest.approx(33.3)
-    assert [job["status"] for job in view["jobs"]] == ["failed", "pending", "pending"]
-    assert {job["batch_id"] for job in view["jobs"]} == {body["batch_id"]}
-
-
-def test_a_batch_is_paged(site: Site) -> None:
-    batch_id = site.http.post("/process-batch", json=batch_of("a", "b", "c")).json()["batch_id"]
-    first = site.http.get(f"/batch-status/{batch_id}?limit=2").json()
-    rest = site.http.get(f"/batch-status/{batch_id}", params={"limit": 2, "cursor": first["cursor"]}).json()
-    assert [job["job_id"] for page in (first, rest) for job in page["jobs"]] == ["a", "b", "c"]
-    assert rest["cursor"] is None
-
-
-def test_two_batches_of_one_user_are_two(site: Site) -> None:
-    batches = [site.http.post("/process-batch", json=batch_of(job_id)).json()["batch_id"] for job_id in ("a", "b")]
-    assert [site.http.get(f"/batch-status/{batch}").json()["jobs"][0]["job_id"] for batch in batches] == ["a", "b"]
-
-
-def test_a_job_named_twice_refuses_the_batch_naming_both_places(site: Site) -> None:
-    body = assert_problem(site.http.post("/process-batch", json=batch_of("a", "b", "a")), 422, "duplicate_jobs")
-    assert body["errors"] == [{"field": "[2].job_id", "message": "[0].job_id and [2].job_id are both 'a'."}]
-    assert site.http.get("/jobs/active").json()["count"] == 0
-
-
-def test_jobs_in_flight_refuse_the_batch_and_all_are_named(site: Site) -> None:
-    running = {job_id: site.submit(job_id=job_id) for job_id in ("b", "d")}
-    body = assert_problem(site.http.post("/process-batch", json=batch_of("a", "b", "c", "d")), 409, "already_running")
-    assert {job["job_id"]: job["task_id"] for job in body["running"]} == running
-    assert site.http.get("/jobs/active").json()["count"] == 2
-
-
-def test_one_bad_job_refuses_the_batch_naming_its_place(site: Site) -> None:
-    jobs = batch_of("a", "b", "c")
-    jobs[1]["job_id"] = "../b"
-    body = assert_problem(site.http.post("/process-batch", json=jobs), 422, "invalid_request")
-    assert [error["field"] for error in body["errors"]] == ["[1].job_id"]
-    assert site.http.get("/jobs/active").json()["count"] == 0
 
 
 # --- the state of the service

@@ -26,6 +26,8 @@ ENDPOINTS = {
     ("get", "/jobs/{task_id}/history"),
     ("post", "/jobs/{task_id}/cancel"),
     ("post", "/jobs/{task_id}/retry"),
+    ("post", "/batches/{batch_id}/cancel"),
+    ("post", "/batches/{batch_id}/retry-failed"),
     ("get", "/health"),
     ("get", "/livez"),
     ("get", "/readyz"),

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from ncr_upload.domain.batches import Share, WorkerRoom
 from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import PackageFile, SourceFile
 
@@ -200,13 +201,17 @@ class KeyReused:
 
 @dataclass(frozen=True, slots=True)
 class BatchCounts:
-    """How the tasks of a batch stand. Times are seconds since the epoch by the ledger's clock; `now` is when it was asked."""
+    """How the tasks of a batch stand. Times are seconds since the epoch by the ledger's clock; `now` is when it was asked.
+    `conflicts` are the jobs that were left out of it because they were in flight already."""
 
     batch_id: str
     now: float
     created_at: float
     updated_at: float
-    counts: dict[Status, int]
+    shares: tuple[Share, ...]
+    started_at: float | None = None
+    finished_at: float | None = None
+    conflicts: tuple[AlreadyLive, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +244,12 @@ class Submissions(Protocol):
         batch_id: str | None,
         release: int,
         remark: str = "accepted",
+        skip_live: bool = False,
         idempotency: Idempotency | None = None,
     ) -> list[Task] | list[AlreadyLive] | KeyReused:
         """Write all jobs in one transaction, the first `release` of them ready to claim, or none of them: then the
-        answer names those already live. The database, not a check before it, decides who is first. `remark` begins
+        answer names those already live. The database, not a check before it, decides who is first. With `skip_live` the
+        jobs of a batch that are live are left out and noted as its conflicts, unless no job would remain. `remark` begins
         the history. A request repeated with its `idempotency` is answered with the tasks of the first time, as they were
         when they were accepted, and accepts nothing."""
 
@@ -259,6 +266,16 @@ class Submissions(Protocol):
     ) -> Page: ...
 
     def batch(self, batch_id: str, *, limit: int, cursor: str | None) -> tuple[BatchCounts, Page] | None: ...
+
+    def conflicts(self, batch_id: str) -> list[AlreadyLive]:
+        """The jobs that were left out of the batch, each with the task that was in flight then."""
+
+    def cancel_batch(self, batch_id: str) -> dict[CancelAnswer, int] | None:
+        """Cancel every task of the batch as `cancel` does, in one transaction: how many got which answer; None for an id
+        never issued."""
+
+    def unsuccessful(self, batch_id: str) -> list[NewJob] | None:
+        """The batch's jobs that failed or that the validator refused; None for an id never issued."""
 
 
 class Claims(Protocol):
@@ -325,8 +342,9 @@ class Recovery(Protocol):
     def give_up(self, task: Task, problem: Problem) -> bool:
         """End an exhausted task as failed; False if it has moved on meanwhile."""
 
-    def release_batch_jobs(self, batch_size: int) -> list[str]:
-        """Make further jobs of running batches ready, at most `batch_size` in flight per batch; their task ids."""
+    def release_batch_jobs(self, batch_size: int, workers: Sequence[WorkerRoom] = ()) -> list[str]:
+        """Make further jobs of running batches ready, at most `batch_size` in flight per batch and no more than the
+        `workers` have room for (`domain.batches.plan_room`); their task ids."""
 
 
 class Cleaning(Protocol):

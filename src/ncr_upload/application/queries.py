@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.application.ports import Host, Page
-from ncr_upload.application.views import is_whole, iso_time, view_of, with_live
+from ncr_upload.application.views import is_whole, iso_time, optional_time, view_of, with_live
 from ncr_upload.domain.admission import AdmissionLimits, Admit, decide, recommend_concurrency
-from ncr_upload.domain.batches import percentage, roll_up
+from ncr_upload.domain.batches import BatchStatus, count_statuses, estimate_remaining, percentage, roll_up
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import TERMINAL, Status
 
@@ -92,17 +92,24 @@ async def read_batch(
     if answer is None:
         return None
     batch, page = answer
+    counts, percent = count_statuses(batch.shares), percentage(batch.shares)
+    idle_seconds = max(0.0, batch.now - batch.updated_at)
+    status = roll_up(counts, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds)
+    remaining = None if batch.started_at is None else estimate_remaining(percent, batch.now - batch.started_at)
     return {
         "batch_id": batch_id,
-        "status": roll_up(
-            batch.counts, idle_seconds=max(0.0, batch.now - batch.updated_at), timeout_seconds=timeout_seconds
-        ).value,
+        "status": status.value,
         "total_jobs": page.total,
-        "counts": {status.value: batch.counts.get(status, 0) for status in Status},
-        "percentage": percentage(batch.counts),
+        "counts": {status.value: counts.get(status, 0) for status in Status},
+        "percentage": percent,
+        "stalled": status is BatchStatus.STALLED,
         "jobs": [view_of(task) for task in page.tasks],
         "cursor": page.cursor,
+        "conflicts": [{"job_id": each.job_id, "task_id": each.task_id} for each in batch.conflicts],
         "created_at": iso_time(batch.created_at),
+        "started_at": optional_time(batch.started_at),
+        "finished_at": optional_time(batch.finished_at),
+        "estimated_end": None if batch.finished_at or remaining is None else iso_time(batch.now + remaining),
         "timestamp": iso_time(batch.updated_at),
     }
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from ncr_upload.application.doorbell import Doorbell
 from ncr_upload.application.ports import AlreadyLive, Host, Idempotency, KeyReused, Memory, Submissions
@@ -16,10 +16,12 @@ from ncr_upload.domain.jobs import TERMINAL, NewJob, Status, Task
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """In the ledger. `batch_id` is None for a job on its own; the tasks are in the order of the jobs."""
+    """In the ledger. `batch_id` is None for a job on its own; the tasks are in the order of the jobs. `conflicts` were left
+    out, since they are in flight already."""
 
     tasks: tuple[Task, ...]
     batch_id: str | None = None
+    conflicts: tuple[AlreadyLive, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,13 @@ class NotRetried:
     """The task was delivered: there is nothing to try again."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class NothingFailed:
+    """No job of the batch has failed: there is nothing to try again."""
+
+    batch_id: str
 
 
 Answer = Accepted | AlreadyRunning | Busy | KeyReused
@@ -108,14 +117,53 @@ def submit_batch(
     jobs: Sequence[NewJob],
     *,
     batch_size: int,
+    skip_live: bool = False,
     ledger: Submissions,
     host: Host,
     doorbell: Doorbell,
     limits: AdmissionLimits,
+    remark: str = "accepted",
     idempotency: Idempotency | None = None,
 ) -> Answer:
-    """Accept all the jobs, the first `batch_size` of them ready at once, or none. Raises as `submit`."""
-    return _accept(jobs, str(uuid.uuid4()), batch_size, ledger, host, doorbell, limits, idempotency=idempotency)
+    """Accept all the jobs, the first `batch_size` of them ready at once, or none; with `skip_live`, all but those in
+    flight already. Raises as `submit`."""
+    answer = _accept(
+        jobs,
+        str(uuid.uuid4()),
+        batch_size,
+        ledger,
+        host,
+        doorbell,
+        limits,
+        remark,
+        skip_live=skip_live,
+        idempotency=idempotency,
+    )
+    if isinstance(answer, Accepted) and answer.batch_id is not None and len(answer.tasks) < len(jobs):
+        return replace(answer, conflicts=tuple(ledger.conflicts(answer.batch_id)))
+    return answer
+
+
+def submit_failed_again(
+    batch_id: str, *, batch_size: int, ledger: Submissions, host: Host, doorbell: Doorbell, limits: AdmissionLimits
+) -> Answer | NothingFailed | None:
+    """Accept the jobs of a batch that failed or were refused once more, as a new batch; those in flight already are left
+    out. None for an id never issued. Raises as `submit`."""
+    jobs = ledger.unsuccessful(batch_id)
+    if jobs is None:
+        return None
+    if not jobs:
+        return NothingFailed(batch_id)
+    return submit_batch(
+        jobs,
+        batch_size=batch_size,
+        skip_live=True,
+        ledger=ledger,
+        host=host,
+        doorbell=doorbell,
+        limits=limits,
+        remark=f"accepted as a retry from batch {batch_id}",
+    )
 
 
 def _accept(
@@ -127,13 +175,17 @@ def _accept(
     doorbell: Doorbell,
     limits: AdmissionLimits,
     remark: str = "accepted",
+    *,
+    skip_live: bool = False,
     idempotency: Idempotency | None = None,
 ) -> Answer:
     memory = host.memory()
     decision = decide(memory_used_percent=memory.used_percent, limits=limits)
     if isinstance(decision, Defer):
         return Busy(memory, decision)
-    answers = ledger.accept(jobs, batch_id=batch_id, release=release, remark=remark, idempotency=idempotency)
+    answers = ledger.accept(
+        jobs, batch_id=batch_id, release=release, remark=remark, skip_live=skip_live, idempotency=idempotency
+    )
     if isinstance(answers, KeyReused):
         return answers
     live = tuple(answer for answer in answers if isinstance(answer, AlreadyLive))

@@ -40,9 +40,9 @@ def view_of(task: Task) -> dict[str, Any]:
         "max_attempts": task.max_attempts,
         "timestamp": iso_time(task.updated_at),
         "created_at": iso_time(task.created_at),
-        "started_at": _optional_time(task.started_at),
-        "finished_at": _optional_time(task.finished_at),
-        "next_attempt_at": _optional_time(task.due_at),
+        "started_at": optional_time(task.started_at),
+        "finished_at": optional_time(task.finished_at),
+        "next_attempt_at": optional_time(task.due_at),
         "sku": task.sku,
         "verdict": task.verdict,
         "files": task.files,
@@ -72,7 +72,8 @@ def _is_same_moment(task: Task, live: Mapping[str, Any]) -> bool:
     return same and _STAGE_ORDER.index(live["stage"]) >= _STAGE_ORDER.index(task.stage)
 
 
-def _optional_time(epoch_seconds: float | None) -> str | None:
+def optional_time(epoch_seconds: float | None) -> str | None:
+    """As `iso_time`; None stays None."""
     return None if epoch_seconds is None else iso_time(epoch_seconds)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ncr_upload.domain.jobs import LIVE, TERMINAL, Status
+from ncr_upload.domain.jobs import LIVE, TERMINAL, Stage, Status, progress_percent
 
 
 class BatchStatus(StrEnum):
@@ -28,6 +28,23 @@ class BatchLoad:
     batch_id: str
     in_flight: int
     held: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRoom:
+    """What one worker said of itself last: it is set to `configured` jobs at once and has memory and disk for `capacity`."""
+
+    capacity: int
+    configured: int
+
+
+def plan_room(workers: Iterable[WorkerRoom], *, in_flight: int) -> int | None:
+    """How many more batch jobs the workers together can bear beside the `in_flight` ones; None: no worker is short, or none
+    has said anything."""
+    rooms = list(workers)
+    if all(room.capacity >= room.configured for room in rooms):
+        return None
+    return max(0, sum(room.capacity for room in rooms) - in_flight)
 
 
 def release_next(loads: Iterable[BatchLoad], *, batch_size: int, room: int | None = None) -> dict[str, int]:
@@ -76,8 +93,48 @@ def roll_up(counts: Mapping[Status, int], *, idle_seconds: float = 0, timeout_se
     return BatchStatus.COMPLETED_WITH_ERRORS if completed else BatchStatus.FAILED
 
 
-def percentage(counts: Mapping[Status, int]) -> float:
-    """Percent of the jobs that have ended, however they ended, rounded down to a tenth: 100 means all of them."""
-    total = sum(counts.values())
-    ended = sum(counts.get(status, 0) for status in TERMINAL)
-    return (1000 * ended // total) / 10 if total else 0.0
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The `count` jobs of a batch in one status and stage; the sizes of `sized` of them are known, `size` bytes in all."""
+
+    status: Status
+    stage: Stage
+    count: int
+    sized: int = 0
+    size: int = 0
+
+
+def count_statuses(shares: Iterable[Share]) -> dict[Status, int]:
+    """How many jobs have which status."""
+    counts: dict[Status, int] = {}
+    for share in shares:
+        counts[share.status] = counts.get(share.status, 0) + share.count
+    return counts
+
+
+def percentage(shares: Iterable[Share]) -> float:
+    """How far the batch is, 0 to 100, rounded down to a tenth: 100 means that every job has ended, however it ended.
+
+    A job weighs as many bytes as it has, one whose size is not known yet as many as the others have on average; while no
+    size is known all weigh the same. A job that runs counts with the part of it that is through.
+    """
+    shares = list(shares)
+    sized, size = sum(share.sized for share in shares), sum(share.size for share in shares)
+    average = size / sized if size else 1.0
+    weight = done = 0.0
+    for share in shares:
+        bytes_ = share.size + (share.count - share.sized) * average if size else float(share.count)
+        through = 100.0 if share.status in TERMINAL else progress_percent(share.stage)
+        weight += bytes_
+        done += bytes_ * through / 100
+    if all(share.status in TERMINAL for share in shares):
+        return 100.0 if shares else 0.0
+    return min(99.9, int(1000 * done / weight) / 10) if weight else 0.0
+
+
+def estimate_remaining(percent: float, elapsed_seconds: float) -> float | None:
+    """Seconds until a batch that came to `percent` in `elapsed_seconds` is through at the same pace; None while that
+    cannot be told."""
+    if percent <= 0 or elapsed_seconds <= 0:
+        return None
+    return elapsed_seconds * (100 - percent) / percent

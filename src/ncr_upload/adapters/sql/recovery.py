@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
 from ncr_upload.adapters.sql.rows import problem_columns, task_of, write_event
 from ncr_upload.adapters.sql.tables import batches, db_now, jobs
-from ncr_upload.domain.batches import BatchLoad, release_next
+from ncr_upload.domain.batches import BatchLoad, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.jobs import LIVE, Problem, Status, Task
 
 SWEEPER = "sweeper"
@@ -77,33 +79,34 @@ class SqlRecovery:
             )
         return True
 
-    def release_batch_jobs(self, batch_size: int) -> list[str]:
+    def release_batch_jobs(self, batch_size: int, workers: Sequence[WorkerRoom] = ()) -> list[str]:
         """See `Recovery.release_batch_jobs`. Each batch's row is locked while its jobs are counted, so two sweepers
-        together release no more than one alone."""
-        held = func.count() - func.count(jobs.c.claimable_at)
-        waiting_batches = (
-            select(jobs.c.batch_id)
-            .where(jobs.c.live_job_id.is_not(None), jobs.c.batch_id.is_not(None))
-            .group_by(jobs.c.batch_id)
-        ).having(held > 0)
+        together release no more of a batch than one alone."""
         with translated_errors(self._engine):
             with self._engine.connect().execution_options(**READ_ONLY) as connection:
-                batch_ids = list(connection.execute(waiting_batches).scalars())
+                loads = _read_loads(connection)
+            room = plan_room(workers, in_flight=sum(load.in_flight for load in loads))
             released: list[str] = []
-            for batch_id in batch_ids:
+            for batch_id, count in release_next(loads, batch_size=batch_size, room=room).items():
                 with self._engine.begin() as connection:
-                    released.extend(_release(connection, batch_id, batch_size))
+                    released.extend(_release(connection, batch_id, count, batch_size))
         return released
 
 
-def _release(connection: Connection, batch_id: str, batch_size: int) -> list[str]:
+def _read_loads(connection: Connection) -> list[BatchLoad]:
+    """Every batch that has live jobs."""
+    live = select(jobs.c.batch_id, func.count(jobs.c.claimable_at), func.count() - func.count(jobs.c.claimable_at)).where(
+        jobs.c.live_job_id.is_not(None), jobs.c.batch_id.is_not(None)
+    )
+    return [BatchLoad(*row) for row in connection.execute(live.group_by(jobs.c.batch_id))]
+
+
+def _release(connection: Connection, batch_id: str, count: int, batch_size: int) -> list[str]:
     connection.execute(select(batches.c.batch_id).where(batches.c.batch_id == batch_id).with_for_update())
     live = (jobs.c.batch_id == batch_id, jobs.c.live_job_id.is_not(None))
-    in_flight, held = connection.execute(
-        select(func.count(jobs.c.claimable_at), func.count() - func.count(jobs.c.claimable_at)).where(*live)
-    ).one()
-    room = release_next([BatchLoad(batch_id, in_flight=in_flight, held=held)], batch_size=batch_size).get(batch_id, 0)
-    if room == 0:
+    in_flight = connection.execute(select(func.count(jobs.c.claimable_at)).where(*live)).scalar_one()
+    room = min(count, batch_size - in_flight)
+    if room <= 0:
         return []
     rows = connection.execute(
         select(jobs.c.id, jobs.c.task_id).where(*live, jobs.c.claimable_at.is_(None)).order_by(jobs.c.id).limit(room)

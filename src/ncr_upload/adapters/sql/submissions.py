@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
-from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of, write_event
-from ncr_upload.adapters.sql.tables import batches, db_now, events, jobs
+from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of
+from ncr_upload.adapters.sql.tables import batches, conflicts, db_now, events, jobs
 from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
 from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page
+from ncr_upload.domain.batches import Share
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
 
@@ -22,6 +23,7 @@ ROWS_PER_STATEMENT = 500
 RACES = 3
 CALLER = "api"
 CANCELLED_MESSAGE = "the caller cancelled the job before a worker had it"
+CANCEL_REQUESTED_MESSAGE = "the caller asked for the job to be cancelled"
 
 
 class SqlSubmissions:
@@ -39,20 +41,25 @@ class SqlSubmissions:
         batch_id: str | None,
         release: int,
         remark: str = "accepted",
+        skip_live: bool = False,
         idempotency: Idempotency | None = None,
     ) -> list[Task] | list[AlreadyLive] | KeyReused:
         """See `Submissions.accept`."""
+        skipped: list[AlreadyLive] = []
         with translated_errors(self._engine):
             for _ in range(RACES):
+                live_ids = {each.job_id for each in skipped}
+                left = [job for job in new_jobs if job.job_id not in live_ids]
                 try:
                     with self._engine.begin() as connection:
-                        return self._insert(connection, new_jobs, batch_id, release, remark, idempotency)
+                        return self._insert(connection, left, batch_id, release, remark, idempotency, skipped)
                 except IntegrityError:
                     if idempotency is not None and (first := self._find_first(idempotency)) is not None:
                         return first
                     live = self._find_live([job.job_id for job in new_jobs])
-                    if live:
+                    if live and (not skip_live or len(live) == len(new_jobs)):
                         return live
+                    skipped = live
         raise Unavailable(
             "submit_contended",
             "the same jobs were submitted and ended several times in this moment",
@@ -68,10 +75,14 @@ class SqlSubmissions:
         release: int,
         remark: str,
         idempotency: Idempotency | None,
+        skipped: Sequence[AlreadyLive],
     ) -> list[Task]:
         now = read_now(connection)
         if batch_id is not None:
             connection.execute(insert(batches).values(batch_id=batch_id, created_at=now, total_jobs=len(new_jobs)))
+        if skipped:
+            left_out = [{"batch_id": batch_id, "job_id": each.job_id, "task_id": each.task_id} for each in skipped]
+            connection.execute(insert(conflicts), left_out)
         held = f"{remark}; waits for its turn in the batch"
         rows = [
             self._blank | _row(job, batch_id, now, remark if index < release else held, released=index < release)
@@ -116,27 +127,15 @@ class SqlSubmissions:
     def cancel(self, task_id: str) -> CancelAnswer | None:
         """See `Submissions.cancel`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.task_id == task_id).with_for_update()).mappings().one_or_none()
+            row = connection.execute(select(jobs).where(jobs.c.task_id == task_id).with_for_update()).one_or_none()
             if row is None:
                 return None
-            task = task_of(row)
-            if task.status in TERMINAL:
-                return CancelAnswer.CANCELLED if task.status is Status.CANCELLED else CancelAnswer.ENDED
-            if row["publish_fence"] is not None:
-                return CancelAnswer.PUBLISHING
-            waiting = row["worker"] is None
-            mine = update(jobs).where(jobs.c.task_id == task_id)
-            connection.execute(mine.values(**(_cancelled() if waiting else {"cancel_requested": 1})))
-            write_event(
-                connection,
-                task_id,
-                attempt=task.attempt,
-                stage=task.stage,
-                kind=Status.CANCELLED.value if waiting else "cancel_requested",
-                actor=CALLER,
-                message=CANCELLED_MESSAGE if waiting else "the caller asked for the job to be cancelled",
-            )
-        return CancelAnswer.CANCELLED if waiting else CancelAnswer.REQUESTED
+            answer = _cancel_answer(row)
+            waited = answer is CancelAnswer.CANCELLED and row.status != Status.CANCELLED.value
+            if waited or answer is CancelAnswer.REQUESTED:
+                _update_all(connection, [row], _cancelled() if waited else {"cancel_requested": 1})
+                connection.execute(insert(events).values(_cancel_event(row, read_now(connection), waited=waited)))
+        return answer
 
     def history(self, task_id: str) -> list[Event]:
         """Everything that happened to the task, oldest first."""
@@ -160,16 +159,113 @@ class SqlSubmissions:
     def batch(self, batch_id: str, *, limit: int, cursor: str | None) -> tuple[BatchCounts, Page] | None:
         """Counts and one page of the batch's tasks, or None if this id was never issued."""
         of_batch = jobs.c.batch_id == batch_id
-        tally = select(jobs.c.status, func.count(), func.max(jobs.c.updated_at)).where(of_batch).group_by(jobs.c.status)
+        tally = (
+            select(
+                *(jobs.c.status, jobs.c.stage, func.count(), func.count(jobs.c.byte_count), func.sum(jobs.c.byte_count)),
+                *(func.max(jobs.c.updated_at), func.min(jobs.c.started_at), func.max(jobs.c.finished_at)),
+            )
+            .where(of_batch)
+            .group_by(jobs.c.status, jobs.c.stage)
+        )
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             created_at = connection.execute(select(batches.c.created_at).where(batches.c.batch_id == batch_id)).scalar()
             if created_at is None:
                 return None
             now, rows = read_now(connection), connection.execute(tally).all()
-            counts = {Status(status): count for status, count, _ in rows}
-            updated_at = max((latest for _, _, latest in rows), default=created_at)
             page = _page(connection, select(jobs).where(of_batch), limit, cursor)
-        return BatchCounts(batch_id, now, created_at, updated_at, counts), page
+            left_out = _read_conflicts(connection, batch_id)
+        shares = tuple(
+            Share(Status(status), Stage(stage), count, sized, int(size or 0)) for status, stage, count, sized, size, *_ in rows
+        )
+        updated, started, finished = zip(*(row[5:] for row in rows), strict=True)
+        ended = all(share.status in TERMINAL for share in shares)
+        counts = BatchCounts(
+            batch_id,
+            now,
+            created_at,
+            updated_at=max(updated),
+            shares=shares,
+            started_at=min((at for at in started if at is not None), default=None),
+            finished_at=max((at for at in finished if at is not None), default=None) if ended else None,
+            conflicts=tuple(left_out),
+        )
+        return counts, page
+
+    def conflicts(self, batch_id: str) -> list[AlreadyLive]:
+        """See `Submissions.conflicts`."""
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            return _read_conflicts(connection, batch_id)
+
+    def unsuccessful(self, batch_id: str) -> list[NewJob] | None:
+        """See `Submissions.unsuccessful`."""
+        ended_badly = [Status.FAILED.value, Status.VALIDATION_FAILED.value]
+        query = (
+            select(jobs.c.job_id, jobs.c.username, jobs.c.campaign, jobs.c.row_id)
+            .where(jobs.c.batch_id == batch_id, jobs.c.status.in_(ended_badly))
+            .order_by(jobs.c.id)
+        )
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            if not _is_batch(connection, batch_id):
+                return None
+            return [NewJob(*row) for row in connection.execute(query)]
+
+    def cancel_batch(self, batch_id: str) -> dict[CancelAnswer, int] | None:
+        """See `Submissions.cancel_batch`."""
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            if not _is_batch(connection, batch_id):
+                return None
+            columns = (jobs.c.id, jobs.c.task_id, jobs.c.status, jobs.c.stage, jobs.c.attempt, jobs.c.worker)
+            query = select(*columns, jobs.c.publish_fence).where(jobs.c.batch_id == batch_id).order_by(jobs.c.id)
+            rows = connection.execute(query.with_for_update()).all()
+            by_answer: dict[CancelAnswer, list[Any]] = {answer: [] for answer in CancelAnswer}
+            for row in rows:
+                by_answer[_cancel_answer(row)].append(row)
+            waiting = [row for row in by_answer[CancelAnswer.CANCELLED] if row.status != Status.CANCELLED.value]
+            running = by_answer[CancelAnswer.REQUESTED]
+            _update_all(connection, waiting, _cancelled())
+            _update_all(connection, running, {"cancel_requested": 1})
+            now = read_now(connection)
+            told = [_cancel_event(row, now, waited=True) for row in waiting]
+            if told := told + [_cancel_event(row, now, waited=False) for row in running]:
+                connection.execute(insert(events), told)
+        return {answer: len(found) for answer, found in by_answer.items() if found}
+
+
+def _is_batch(connection: Connection, batch_id: str) -> bool:
+    return connection.execute(select(batches.c.batch_id).where(batches.c.batch_id == batch_id)).first() is not None
+
+
+def _read_conflicts(connection: Connection, batch_id: str) -> list[AlreadyLive]:
+    query = select(conflicts.c.job_id, conflicts.c.task_id).where(conflicts.c.batch_id == batch_id).order_by(conflicts.c.id)
+    return [AlreadyLive(job_id, task_id) for job_id, task_id in connection.execute(query)]
+
+
+def _cancel_answer(row: Any) -> CancelAnswer:
+    """What a wish to cancel comes to for this row of `ncr_jobs`, locked."""
+    status = Status(row.status)
+    if status in TERMINAL:
+        return CancelAnswer.CANCELLED if status is Status.CANCELLED else CancelAnswer.ENDED
+    if row.publish_fence is not None:
+        return CancelAnswer.PUBLISHING
+    return CancelAnswer.CANCELLED if row.worker is None else CancelAnswer.REQUESTED
+
+
+def _update_all(connection: Connection, rows: Sequence[Any], values: dict[str, Any]) -> None:
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        chunk = [row.id for row in rows[start : start + ROWS_PER_STATEMENT]]
+        connection.execute(update(jobs).where(jobs.c.id.in_(chunk)).values(**values))
+
+
+def _cancel_event(row: Any, now: float, *, waited: bool) -> dict[str, Any]:
+    return {
+        "task_id": row.task_id,
+        "at": now,
+        "attempt": row.attempt,
+        "stage": row.stage,
+        "kind": Status.CANCELLED.value if waited else "cancel_requested",
+        "actor": CALLER,
+        "message": CANCELLED_MESSAGE if waited else CANCEL_REQUESTED_MESSAGE,
+    }
 
 
 def _cancelled() -> dict[str, Any]:

@@ -87,6 +87,15 @@ batches = Table(
     Column("total_jobs", Integer, nullable=False),
 )
 
+conflicts = Table(
+    "ncr_batch_conflicts",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("batch_id", exact(36), nullable=False, index=True),
+    Column("job_id", exact(128), nullable=False),
+    Column("task_id", exact(36), nullable=False),
+)
+
 events = Table(
     "ncr_events",
     metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request
@@ -14,12 +15,14 @@ from ncr_upload.application.submissions import (
     AlreadyRunning,
     Answer,
     Busy,
+    NothingFailed,
     NotRetried,
     find_repeated,
     identify,
     submit,
     submit_again,
     submit_batch,
+    submit_failed_again,
 )
 from ncr_upload.application.views import iso_time
 from ncr_upload.domain.jobs import NewJob, Status, Task
@@ -43,6 +46,14 @@ IdempotencyKey = Annotated[
         examples=["9c7d5c1e-7f5f-4d0e-8e0e-1b2a3c4d5e6f"],
     ),
 ]
+
+
+class OnConflict(StrEnum):
+    """`skip`: the batch goes on without the job. `reject`: nothing of the batch is accepted."""
+
+    SKIP = "skip"
+    REJECT = "reject"
+
 
 ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -102,34 +113,29 @@ async def process_batch(
     body: Annotated[list[models.JobRequest], Body(min_length=1, max_length=models.MAX_BATCH_JOBS)],
     request: Request,
     api: In,
+    on_conflict: Annotated[OnConflict, Query(description="What to do when a job is in flight already.")] = OnConflict.SKIP,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Accept 1 to 10,000 jobs, all or none. BATCH_SIZE of them are in flight at most; the others wait for their turn.
-    409 names every job that is already in flight; a job named twice is a 422. A 503 is as for `/process-job`."""
+    """Accept 1 to 10,000 jobs. BATCH_SIZE of them are in flight at most; the others wait for their turn.
+
+    A job that is in flight already is left out and named in `conflicts`, here and in the batch's status; with
+    `on_conflict=reject`, or when no job would remain, the whole batch is answered 409 instead. A bad job, or one named
+    twice, is a 422 and nothing is accepted. A 503 is as for `/process-job`."""
     jobs, ports = [job.to_job() for job in body], api.ports
     _refuse_repeated(jobs)
     answer = await ports.lanes.submit.run(
         lambda: submit_batch(
             jobs,
             batch_size=api.settings.batch_size,
-            idempotency=identify(idempotency_key, "process-batch", jobs),
+            skip_live=on_conflict is OnConflict.SKIP,
+            idempotency=identify(idempotency_key, f"process-batch {on_conflict}", jobs),
             ledger=ports.ledger,
             host=ports.host,
             doorbell=api.doorbell,
             limits=api.limits,
         )
     )
-    accepted = _accepted(answer, api)
-    request.state.batch_id = accepted.batch_id
-    count = len(accepted.tasks)
-    return {
-        "batch_id": accepted.batch_id,
-        "total_jobs": count,
-        "jobs": [{"job_id": task.job_id, "task_id": task.task_id} for task in accepted.tasks],
-        "status": Status.PENDING,
-        "message": f"accepted {count} job{'' if count == 1 else 's'}",
-        "timestamp": iso_time(accepted.tasks[0].created_at),
-    }
+    return _describe_batch(_accepted(answer, api), request)
 
 
 @router.get(
@@ -257,6 +263,80 @@ async def batch_status(
     if view is None:
         raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
     return view
+
+
+@router.post(
+    "/batches/{batch_id}/cancel",
+    status_code=202,
+    response_model=models.BatchCancelled,
+    responses=document("batch_unknown", "unavailable"),
+    tags=["Batches"],
+    summary="Cancel a batch",
+)
+async def cancel_batch(batch_id: BatchId, request: Request, api: In) -> dict[str, Any]:
+    """Cancel every task of the batch that has not ended, as `/jobs/{task_id}/cancel` does. Asking twice is harmless."""
+    ports = api.ports
+    known = _is_issued(batch_id, request, "batch_id")
+    answers = await ports.lanes.submit.run(lambda: ports.ledger.cancel_batch(batch_id)) if known else None
+    if answers is None:
+        raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
+    cancelled, cancelling = answers.get(CancelAnswer.CANCELLED, 0), answers.get(CancelAnswer.REQUESTED, 0)
+    total = sum(answers.values())
+    return {
+        "batch_id": batch_id,
+        "cancelled": cancelled,
+        "cancelling": cancelling,
+        "publishing": answers.get(CancelAnswer.PUBLISHING, 0),
+        "ended": answers.get(CancelAnswer.ENDED, 0),
+        "message": f"{cancelled + cancelling} of {total} jobs are cancelled or stop within seconds.",
+    }
+
+
+@router.post(
+    "/batches/{batch_id}/retry-failed",
+    status_code=202,
+    response_model=models.BatchRetried,
+    responses=document("already_running", "batch_unknown", "memory_pressure", "nothing_failed", "unavailable"),
+    tags=["Batches"],
+    summary="Try a batch's unsuccessful jobs again",
+)
+async def retry_failed(batch_id: BatchId, request: Request, api: In) -> dict[str, Any]:
+    """Accept the jobs of the batch that failed or that the validator refused once more, as a new batch. Those in flight
+    already are named in `conflicts`; 409 if all are, or if none has failed."""
+    ports = api.ports
+    answer = None
+    if _is_issued(batch_id, request, "batch_id"):
+        answer = await ports.lanes.submit.run(
+            lambda: submit_failed_again(
+                batch_id,
+                batch_size=api.settings.batch_size,
+                ledger=ports.ledger,
+                host=ports.host,
+                doorbell=api.doorbell,
+                limits=api.limits,
+            )
+        )
+    if answer is None:
+        raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
+    if isinstance(answer, NothingFailed):
+        next_step = "Nothing to do; see the batch's status."
+        raise ProblemFound("nothing_failed", "No job of the batch has failed.", batch_id=batch_id, next_step=next_step)
+    return _describe_batch(_accepted(answer, api), request) | {"retry_of": batch_id}
+
+
+def _describe_batch(accepted: Accepted, request: Request) -> dict[str, Any]:
+    request.state.batch_id = accepted.batch_id
+    count, left_out = len(accepted.tasks), len(accepted.conflicts)
+    message = f"accepted {count} job{'' if count == 1 else 's'}"
+    return {
+        "batch_id": accepted.batch_id,
+        "total_jobs": count,
+        "jobs": [{"job_id": task.job_id, "task_id": task.task_id} for task in accepted.tasks],
+        "conflicts": [{"job_id": each.job_id, "task_id": each.task_id} for each in accepted.conflicts],
+        "status": Status.PENDING,
+        "message": f"{message}; {left_out} left out, in flight already" if left_out else message,
+        "timestamp": iso_time(accepted.tasks[0].created_at),
+    }
 
 
 def _describe(task: Task) -> dict[str, Any]:

@@ -136,6 +136,9 @@ class BatchAccepted(BaseModel):
     batch_id: str = Field(description="Ask `/batch-status/{batch_id}`.")
     total_jobs: int
     jobs: list[JobRef] = Field(description="In the order they were sent.")
+    conflicts: list[JobRef] = Field(
+        description="Jobs left out because they are in flight already, each with the task to follow instead."
+    )
     status: BatchStatus
     message: str
     timestamp: str
@@ -147,9 +150,42 @@ class BatchAccepted(BaseModel):
                     "batch_id": BATCH_ID,
                     "total_jobs": 1,
                     "jobs": [{"job_id": "job-1", "task_id": TASK_ID}],
+                    "conflicts": [{"job_id": "job-2", "task_id": OTHER_TASK_ID}],
                     "status": "pending",
                     "message": "accepted 1 job",
                     "timestamp": TIME,
+                }
+            ]
+        }
+    )
+
+
+class BatchRetried(BatchAccepted):
+    """The unsuccessful jobs of a batch are in the ledger again, as a new batch."""
+
+    retry_of: str = Field(description="The batch they were in before; it stays as it ended.")
+
+
+class BatchCancelled(BaseModel):
+    """What became of the wish to cancel a batch, in numbers of its jobs."""
+
+    batch_id: str
+    cancelled: int = Field(description="Ended; nothing of them is delivered.")
+    cancelling: int = Field(description="A worker has them and stops within seconds.")
+    publishing: int = Field(description="Too late: their package is being published.")
+    ended: int = Field(description="Had ended before.")
+    message: str
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "batch_id": BATCH_ID,
+                    "cancelled": 90,
+                    "cancelling": 5,
+                    "publishing": 0,
+                    "ended": 5,
+                    "message": "95 of 100 jobs are cancelled or stop within seconds.",
                 }
             ]
         }
@@ -201,10 +237,17 @@ class BatchView(BaseModel):
     status: BatchStatus
     total_jobs: int
     counts: dict[str, int] = Field(description="Tasks by status; every status is named.")
-    percentage: float = Field(description="Percent of the tasks that have ended.", ge=0, le=100)
+    percentage: float = Field(
+        description="How far the batch is, by bytes as far as they are known; 100 once every task has ended.", ge=0, le=100
+    )
+    stalled: bool = Field(description="Whether nothing has changed for BATCH_TIMEOUT seconds though tasks have not ended.")
     jobs: list[TaskView] = Field(description="In the order they were sent, at most `limit`.")
     cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
+    conflicts: list[JobRef] = Field(description="Jobs that were left out because they were in flight already.")
     created_at: str
+    started_at: str | None = Field(description="When its first task was taken up.")
+    finished_at: str | None = Field(description="When its last task ended.")
+    estimated_end: str | None = Field(description="At the pace so far; null before the start, and after the end.")
     timestamp: str = Field(description="When a task of the batch last changed, UTC.")
 
     model_config = ConfigDict(
@@ -215,10 +258,15 @@ class BatchView(BaseModel):
                     "status": "processing",
                     "total_jobs": 1,
                     "counts": {status.value: int(status is Status.UPLOADING) for status in Status},
-                    "percentage": 0.0,
+                    "percentage": 60.0,
+                    "stalled": False,
                     "jobs": [EXAMPLE_VIEW | {"batch_id": BATCH_ID}],
                     "cursor": None,
+                    "conflicts": [],
                     "created_at": TIME,
+                    "started_at": TIME,
+                    "finished_at": None,
+                    "estimated_end": TIME,
                     "timestamp": TIME,
                 }
             ]

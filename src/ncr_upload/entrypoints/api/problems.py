@@ -100,6 +100,13 @@ _KINDS = (
         {"reference": "3f0c9a52d7e1", "next_step": "Tell the operator the reference."},
     ),
     Kind(
+        "nothing_failed",
+        409,
+        "Nothing to try again",
+        "No job of the batch has failed.",
+        {"next_step": "Nothing to do; see the batch's status."},
+    ),
+    Kind(
         "memory_pressure",
         503,
         "Too little memory now",
