@@ -53,6 +53,11 @@ class HttpValidator:
         parts = urlsplit(self._target)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent with every question: the key, so never log it."""
+        return dict(self._headers)
+
     async def judge(self, sku: str, package: AsyncIterator[bytes]) -> Verdict:
         answer, body = await self._ask(sku, package)
         status = answer.status_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
@@ -32,6 +33,16 @@ redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'live', ARGV[2], 'view', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 """
+
+
+@dataclass(frozen=True, slots=True)
+class RedisFacts:
+    """What a Redis server says of itself. `max_memory_bytes` 0: no limit, so that nothing is ever evicted."""
+
+    version: str
+    max_memory_bytes: int
+    eviction: str
+    append_only: bool
 
 
 class RedisStatusBoard:
@@ -67,6 +78,20 @@ class RedisStatusBoard:
     def ping(self) -> None:
         with self._translated_errors():
             self._redis.ping()
+
+    def describe(self) -> RedisFacts:
+        """For `ncr doctor`. Raises `Unavailable`."""
+        with self._translated_errors():
+            told: dict[str, Any] = {}
+            for section in ("server", "memory", "persistence"):
+                told |= self._redis.info(section)
+        name = "Valkey" if "valkey_version" in told else "Redis"
+        return RedisFacts(
+            version=f"{name} {told.get('valkey_version') or told.get('redis_version', '?')}",
+            max_memory_bytes=int(told.get("maxmemory", 0)),
+            eviction=str(told.get("maxmemory_policy", "?")),
+            append_only=str(told.get("aof_enabled", "0")) == "1",
+        )
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

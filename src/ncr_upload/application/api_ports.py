@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from ncr_upload.application.lanes import Lanes
 from ncr_upload.application.ports import Host, JobQueue, StatusBoard, Submissions
 
-Probe = Callable[[], None]
+Probe = Callable[[], object]
 """Asks one outside part whether it works. Blocks for a second or two at most; raises a `DeliveryError` when it does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiPorts:
-    """The ports of one API process. `deep_probes` are asked on `/health?deep=true`, by part: s3, sftp, validator."""
+    """The ports of one API process. `deep_probes` are asked on `/health?deep=true`, by part: tables, s3, sftp, validator."""
 
     ledger: Submissions
     board: StatusBoard

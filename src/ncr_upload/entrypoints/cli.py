@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -149,21 +151,99 @@ def demo(
     raise typer.Exit(run_demo(state_dir=state_dir, json_output=json_output, keep=keep))
 
 
-@database.command("upgrade")
-def upgrade_database() -> None:
-    """Bring the service's own tables (ncr_*) to this release. The studio's tables are never touched."""
-    from ncr_upload.domain.errors import DeliveryError
-    from ncr_upload.entrypoints.bootstrap.records import upgrade_database as upgrade
-    from ncr_upload.entrypoints.settings import load_settings
+@cli.command()
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Try every outside part with the current settings; say what is right, or what is wrong and the next step.
+
+    Exit status 1 when something is wrong. Sends no package, changes nothing, prints no secret."""
+    import json
+
+    from ncr_upload.entrypoints.bootstrap.doctor import make_checks
+    from ncr_upload.entrypoints.doctor import Finding, State, examine, is_well, render
+    from ncr_upload.entrypoints.settings import SettingsInvalid, load_settings
 
     try:
-        before, after = upgrade(load_settings())
+        findings = examine(make_checks(load_settings()))
+    except SettingsInvalid as invalid:
+        findings = [Finding("settings", State.WRONG, str(invalid), "settings_invalid", "Correct them; nothing else was tried.")]
+    well = is_well(findings)
+    if json_output:
+        typer.echo(json.dumps({"ok": well, "findings": [finding.to_json() for finding in findings]}, indent=2))
+    else:
+        typer.echo(render(findings))
+    raise typer.Exit(0 if well else 1)
+
+
+@database.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the service's own tables (ncr_*) to this release. The studio's tables are never touched. Safe to run at once
+    with another; a database that a newer release has upgraded is left alone."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+
+    with _told_errors():
+        before, after = records.upgrade_database(load_settings())
+        typer.echo(f"already at {after}" if before == after else f"upgraded from {before or 'nothing'} to {after}")
+
+
+@database.command("downgrade")
+def downgrade_database(
+    revision: Annotated[str, typer.Argument(help="Where to go back to: a revision such as 0001, or base for no tables.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take the service's own tables (ncr_*) back to an older revision; what only the newer one keeps is lost."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+
+    if not yes:
+        typer.confirm(f"Take the ncr_* tables back to {revision}, losing what only newer revisions keep?", abort=True)
+    with _told_errors():
+        try:
+            before, after = records.downgrade_database(load_settings(), revision)
+        except LookupError:
+            _stop(f"this release knows no revision '{revision}'; see `ncr db current`")
+        typer.echo(f"already at {after}" if before == after else f"downgraded from {before} to {after or 'nothing'}")
+
+
+@database.command("current")
+def current_revision() -> None:
+    """Say at which revision the service's own tables are, and which this release needs."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+
+    with _told_errors():
+        current, needed = records.read_revisions(load_settings())
+        typer.echo(f"at {current or 'nothing'}; this release needs {needed}")
+
+
+@database.command("check")
+def check_database() -> None:
+    """Exit 0 when this release can work on the database: its own tables are there and the studio's have what it needs."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+
+    with _told_errors():
+        current, needed = records.read_revisions(load_settings())
+        if current is None or current < needed:
+            _stop(f"the ncr_* tables are at {current or 'nothing'}, not at {needed}: run `ncr db upgrade`", code=1)
+        records.check_database_tables(load_settings())
+        typer.echo(f"at {current}, with every table and column that this release needs")
+
+
+@contextmanager
+def _told_errors() -> Iterator[None]:
+    """A failure of the database is one line and exit status 1."""
+    from ncr_upload.domain.errors import DeliveryError
+
+    try:
+        yield
     except DeliveryError as error:
         _stop(str(error), code=1)
-    typer.echo(f"already at {after}" if before == after else f"upgraded from {before or 'nothing'} to {after}")
 
 
-def _stop(message: str, code: int = EXIT_USAGE) -> None:
+def _stop(message: str, code: int = EXIT_USAGE) -> NoReturn:
     typer.echo(f"ncr: {message}", err=True)
     raise typer.Exit(code)
 

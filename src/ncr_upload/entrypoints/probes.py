@@ -1,9 +1,11 @@
-"""Asks the outside parts whether they work, for `/health?deep=true`. Each answers within a few seconds and moves nothing."""
+"""Asks the outside parts whether they work, for `/health?deep=true` and `ncr doctor`. Each answers within its time and leaves
+nothing behind."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import httpx
 
@@ -13,9 +15,10 @@ from ncr_upload.domain.errors import Rejected, Unavailable
 
 PROBE_SECONDS = 2.0
 PROBE_KEY = ".ncr-probe"
+T = TypeVar("T")
 
 
-def probe_store(store: ObjectStore) -> Probe:
+def probe_store(store: ObjectStore, seconds: float = PROBE_SECONDS) -> Probe:
     """Asks for an object that need not exist: a denied or missing bucket shows all the same."""
 
     async def ask() -> None:
@@ -25,7 +28,7 @@ def probe_store(store: ObjectStore) -> Probe:
             if answer.code != "object_missing":
                 raise
 
-    return _bounded("s3", ask)
+    return bounded("s3", ask, seconds)
 
 
 def probe_dropoff(dropoff: Dropoff) -> Probe:
@@ -35,37 +38,41 @@ def probe_dropoff(dropoff: Dropoff) -> Probe:
         async with dropoff.session():
             pass
 
-    return _bounded("sftp", ask)
+    return bounded("sftp", ask)
 
 
-def probe_validator(url: str) -> Probe:
-    """Whether anything speaks HTTP there; no package is sent."""
+def probe_validator(url: str, headers: dict[str, str] | None = None, seconds: float = PROBE_SECONDS) -> Callable[[], int]:
+    """Whether anything speaks HTTP there; no package is sent. With `headers` (the key) it is asked to judge nothing, which
+    tells whether it takes the key: the answer is its HTTP status."""
 
-    async def ask() -> None:
+    async def ask() -> int:
         try:
-            async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False) as client:
-                await client.head(url)
-        except httpx.HTTPError as error:
+            async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
+                answer = await (client.post(f"{url.rstrip('/')}/ncr-doctor", headers=headers) if headers else client.head(url))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
                 "validator_unreachable",
                 f"the validator does not answer: {type(error).__name__}",
                 "Check VALIDATOR_API_URL and that the validator runs.",
             ) from error
+        return answer.status_code
 
-    return _bounded("validator", ask)
+    return bounded("validator", ask, seconds)
 
 
-def _bounded(part: str, ask: Callable[[], Awaitable[None]]) -> Probe:
-    def probe() -> None:
-        async def within() -> None:
-            await asyncio.wait_for(ask(), PROBE_SECONDS)
+def bounded(part: str, ask: Callable[[], Awaitable[T]], seconds: float = PROBE_SECONDS) -> Callable[[], T]:
+    """A blocking call of `ask` that takes no longer than that. Raises `Unavailable` when it would."""
+
+    def probe() -> T:
+        async def within() -> T:
+            return await asyncio.wait_for(ask(), seconds)
 
         try:
-            asyncio.run(within())
+            return asyncio.run(within())
         except TimeoutError as error:
             raise Unavailable(
                 f"{part}_timeout",
-                f"{part} did not answer within {PROBE_SECONDS:g} s",
+                f"{part} did not answer within {seconds:g} s",
                 f"Check that {part} runs and is reachable.",
             ) from error
 

@@ -16,6 +16,7 @@ import asyncio
 import json
 import posixpath
 import re
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import BinaryIO
@@ -49,6 +50,15 @@ class SftpDropoff:
         async with connected(self._login, self._timeout_seconds) as connection:
             first = await _open_channel(connection, self._login.address, self._timeout_seconds)
             yield SftpSession(connection, first, self._base, self._channels)
+
+    async def try_writing(self) -> tuple[str, ...]:
+        """Make and remove a folder where packages are staged; the extensions the server offers. Raises as a session does."""
+        async with connected(self._login, self._timeout_seconds) as connection:
+            remote = await _open_channel(connection, self._login.address, self._timeout_seconds)
+            folder = posixpath.join(self._base, STAGING, f"doctor.{uuid.uuid4().hex[:12]}")
+            await remote.make_folders(folder)
+            await remote.remove_folders([folder])
+            return remote.extensions()
 
 
 class SftpSession:

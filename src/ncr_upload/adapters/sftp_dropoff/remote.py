@@ -174,6 +174,12 @@ class Remote:
         except Missing:
             return
 
+    def extensions(self) -> tuple[str, ...]:
+        """Those the server offers of what asyncssh knows."""
+        handler = self.channel._handler  # asyncssh keeps them to itself
+        known = ("posix_rename", "statvfs", "hardlink", "fsync", "limits", "copy_data")
+        return tuple(name.replace("_", "-") for name in known if getattr(handler, f"_supports_{name}", False))
+
     async def free_room(self, path: str) -> Room | None:
         """What is free where `path` is; None when the server does not say."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,28 @@ WAIT_SECONDS = 2.5
 MISSING = re.compile(r"no such (table|column)|has no column|does not exist|doesn't exist|Unknown column", re.IGNORECASE)
 """How the three databases say that a table or a column is not there."""
 
+STATEMENT_SECONDS = 10.0
+"""For one statement's answer."""
+
+CONNECT_SECONDS = 8.0
+"""For a connection at most, however patient its user is with locks."""
+
 READ_ONLY = {"ncr_read_only": True}
 
 
-def open_engine(url: str, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS) -> Engine:
-    """An engine for the URL. Nothing is connected yet."""
+def open_engine(
+    url: str, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS, statement_seconds: float = STATEMENT_SECONDS
+) -> Engine:
+    """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections."""
     parsed = make_url(url)
     options: dict[str, Any] = {
         "pool_pre_ping": True,
         "pool_size": pool_size,
+        "max_overflow": 0,
         "pool_timeout": wait_seconds,
         "hide_parameters": True,
     }
+    connect_seconds = int(min(wait_seconds, CONNECT_SECONDS) + 0.5)
     match parsed.get_backend_name():
         case "sqlite":
             _make_folder(parsed)
@@ -40,18 +50,18 @@ def open_engine(url: str, *, pool_size: int = 5, wait_seconds: float = WAIT_SECO
             event.listen(engine, "begin", _begin_sqlite)
             return engine
         case "postgresql":
-            timeouts = f"-c lock_timeout={int(wait_seconds * 1000)} -c statement_timeout=10000"
+            timeouts = f"-c lock_timeout={int(wait_seconds * 1000)} -c statement_timeout={int(statement_seconds * 1000)}"
             return create_engine(
                 parsed,
                 pool_recycle=1800,
-                connect_args={"connect_timeout": int(wait_seconds + 0.5), "options": timeouts},
+                connect_args={"connect_timeout": connect_seconds, "options": timeouts},
                 **options,
             )
         case "mysql" | "mariadb":
             connect_args = {
-                "connect_timeout": int(wait_seconds + 0.5),
-                "read_timeout": 10,
-                "write_timeout": 10,
+                "connect_timeout": connect_seconds,
+                "read_timeout": statement_seconds,
+                "write_timeout": statement_seconds,
                 "charset": "utf8mb4",
                 "init_command": f"SET SESSION innodb_lock_wait_timeout={int(wait_seconds)}, time_zone='+00:00'",
             }
@@ -68,7 +78,8 @@ def open_engine(url: str, *, pool_size: int = 5, wait_seconds: float = WAIT_SECO
 
 def _make_folder(url: URL) -> None:
     if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # connecting says so
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -86,6 +97,14 @@ def _begin_sqlite(connection: Connection) -> None:
 def place_of(engine: Engine) -> str:
     """The database in words, without its password."""
     return engine.url.render_as_string(hide_password=True)
+
+
+def describe_server(connection: Connection) -> str:
+    """Product and version."""
+    dialect = connection.dialect
+    name = "MariaDB" if getattr(dialect, "is_mariadb", False) else dialect.name.replace("postgresql", "PostgreSQL")
+    version = dialect.server_version_info or ()
+    return f"{name} {'.'.join(str(part) for part in version if isinstance(part, int))}".strip()
 
 
 @contextmanager

@@ -334,6 +334,7 @@ class HealthView(BaseModel):
     redis: str
     database: str
     worker: str = Field(description="Whether any worker answers.")
+    tables: str | None = Field(None, description="The service's and the studio's. Only with `deep=true`.")
     s3: str | None = Field(None, description="Only with `deep=true`.")
     sftp: str | None = Field(None, description="Only with `deep=true`.")
     validator: str | None = Field(None, description="Only with `deep=true`.")

@@ -14,6 +14,7 @@ from ncr_upload.application.lanes import Lanes
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bootstrap.records import (
     check_database,
+    check_tables,
     make_board,
     make_celery,
     make_engine,
@@ -28,7 +29,7 @@ def make_api() -> FastAPI:
     """The API, for uvicorn. It starts, and says what is wrong, even while its database is away."""
     settings = load_settings()
     set_up_logs(settings)
-    engine = make_engine(settings, pool_size=8)
+    engine = make_engine(settings, pool_size=12)
     ports = ApiPorts(
         ledger=SqlSubmissions(engine, max_attempts=settings.max_attempts),
         board=make_board(settings),
@@ -36,11 +37,10 @@ def make_api() -> FastAPI:
         host=MachineHost(),
         queue_name=celery_queue.QUEUE,
         check_database=lambda: check_database(engine),
-        deep_probes=_make_probes(settings),
+        deep_probes={"tables": lambda: check_tables(engine)} | _make_probes(settings),
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
     )
-    if settings.migrate_on_start:
-        threading.Thread(target=wait_for_tables, args=(settings,), name="upgrade", daemon=True).start()
+    threading.Thread(target=wait_for_tables, args=(settings,), name="tables", daemon=True).start()
     return create_app(ports, settings)
 
 

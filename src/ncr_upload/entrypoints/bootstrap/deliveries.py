@@ -46,7 +46,7 @@ def require_worker_settings(settings: Settings) -> None:
 
 def make_worker_ports(settings: Settings) -> WorkerPorts:
     """For one worker process, after its fork."""
-    engine = make_engine(settings, pool_size=2, wait_seconds=PATIENT_SECONDS)
+    engine = make_engine(settings, pool_size=3, wait_seconds=PATIENT_SECONDS)
     pipeline = PipelinePorts(
         claims=SqlClaims(engine),
         cleaning=SqlCleaning(engine),

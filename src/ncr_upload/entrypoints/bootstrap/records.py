@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 from celery import Celery
@@ -13,14 +15,16 @@ from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, open_engine, translated_errors
 from ncr_upload.adapters.sql.recovery import SqlRecovery
+from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.recovery import SweepPorts
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.settings import Settings
-from ncr_upload.migrations.apply import upgrade
+from ncr_upload.migrations.apply import LOCK_SECONDS, current_revision, downgrade, newest_revision, upgrade
 
 log = structlog.get_logger("ncr.bootstrap")
 DATABASE_WAIT_SECONDS = 3.0
+MIGRATION_SECONDS = 3600.0
 PATIENT_SECONDS = 8.0
 """How long background programs wait for a lock: nobody waits for their answer, and a lease outlasts it."""
 
@@ -30,19 +34,63 @@ def make_engine(settings: Settings, *, pool_size: int = 5, wait_seconds: float =
     return open_engine(settings.resolved_database_url(), pool_size=pool_size, wait_seconds=wait_seconds)
 
 
-def upgrade_database(settings: Settings) -> tuple[str | None, str]:
-    """Bring the service's own tables to this release: the revisions before and after. Raises `Unavailable`."""
-    engine = make_engine(settings, pool_size=1)
+@contextmanager
+def _migrating(settings: Settings) -> Iterator[Engine]:
+    """Waits for another process that migrates, and for an index that takes its time."""
+    url = settings.resolved_database_url()
+    engine = open_engine(url, pool_size=2, wait_seconds=LOCK_SECONDS, statement_seconds=MIGRATION_SECONDS)
     try:
         with translated_errors(engine):
-            return upgrade(engine)
+            yield engine
     finally:
         engine.dispose()
 
 
+def upgrade_database(settings: Settings) -> tuple[str | None, str]:
+    """Bring the service's own tables to this release: the revisions before and after. Raises `Unavailable`."""
+    with _migrating(settings) as engine:
+        return upgrade(engine)
+
+
+def downgrade_database(settings: Settings, to: str) -> tuple[str | None, str | None]:
+    """See `apply.downgrade`. Raises `Unavailable` too."""
+    with _migrating(settings) as engine:
+        return downgrade(engine, to)
+
+
+def read_revisions(settings: Settings) -> tuple[str | None, str]:
+    """The revision the database is at and the one this release needs. Raises `Unavailable`."""
+    with _migrating(settings) as engine:
+        return current_revision(engine), newest_revision()
+
+
 def wait_for_tables(settings: Settings) -> None:
-    """Bring the service's own tables to this release, waiting for the database and saying so as long as it is away."""
-    while settings.migrate_on_start:
+    """Bring the service's own tables to this release (MIGRATE_ON_START), waiting for the database and saying so as long as
+    it is away; then tell of tables and columns that are missing."""
+    if settings.migrate_on_start:
+        _upgrade_when_there(settings)
+    tell_missing_tables(settings)
+
+
+def tell_missing_tables(settings: Settings) -> None:
+    """Write what is missing to the log."""
+    try:
+        check_database_tables(settings)
+    except Unavailable as error:
+        log.error("tables_not_ready", code=error.code, reason=error.message, next_step=error.next_step)
+
+
+def check_database_tables(settings: Settings) -> None:
+    """See `check_tables`."""
+    engine = make_engine(settings, pool_size=1)
+    try:
+        check_tables(engine)
+    finally:
+        engine.dispose()
+
+
+def _upgrade_when_there(settings: Settings) -> None:
+    while True:
         try:
             before, after = upgrade_database(settings)
         except Unavailable as error:
@@ -58,6 +106,12 @@ def check_database(engine: Engine) -> None:
     """Raises `Unavailable` when the database does not answer."""
     with translated_errors(engine), engine.connect().execution_options(**READ_ONLY) as connection:
         connection.execute(select(1))
+
+
+def check_tables(engine: Engine) -> None:
+    """Raises `Unavailable` naming the tables and columns, the service's own or the studio's, that are missing."""
+    check_own_tables(engine)
+    check_studio_tables(engine)
 
 
 def make_celery(settings: Settings) -> Celery:
