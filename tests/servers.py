@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def _make_key(path: Path) -> str:
 
 @dataclass
 class Answer:
-    """What a scripted server sends. `announced` overrides Content-Length; with `cut` the connection is reset instead."""
+    """What a scripted server sends. `announced` overrides Content-Length; with `cut` the connection is closed instead;
+    with `drip_seconds` the body comes one byte in so many seconds."""
 
     status: int = 200
     body: bytes = b""
@@ -152,6 +154,7 @@ class Answer:
     announced: int | None = None
     delay_seconds: float = 0
     cut: bool = False
+    drip_seconds: float = 0
 
 
 @dataclass
@@ -172,9 +175,93 @@ class HttpServer:
     answers: list[Answer]
     requests: list[Request] = field(default_factory=list)
 
+    def answer_to(self, _request: Request) -> Answer:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+KEPT_HEADERS = {"etag", "last-modified", "content-type", "content-range", "accept-ranges", "retry-after"}
+Forward = Callable[[], Answer]
+"""Asks the real server and gives its answer."""
+
+
+def pass_on(_request: Request, forward: Forward) -> Answer:
+    """A gateway that spoils nothing."""
+    return forward()
+
+
+@dataclass
+class Gateway(HttpServer):
+    """In front of a real HTTP server at `upstream` (scheme, host and port); `spoil` decides what the client is told."""
+
+    upstream: str = ""
+    spoil: Callable[[Request, Forward], Answer] = pass_on
+
+    def answer_to(self, request: Request) -> Answer:
+        return self.spoil(request, lambda: self.forward(request))
+
+    def forward(self, request: Request) -> Answer:
+        """The real server's answer. `Host` stays as the client sent it, so that its signature holds."""
+        connection = HTTPConnection(self.upstream.rpartition("/")[2], timeout=60)
+        headers = {name: value for name, value in request.headers.items() if name not in ("transfer-encoding", "connection")}
+        connection.request(
+            request.method, request.path, request.body or None, {**headers, "content-length": str(len(request.body))}
+        )
+        answer = connection.getresponse()
+        told = {name: value for name, value in answer.getheaders() if name.lower() in KEPT_HEADERS}
+        body = answer.read()
+        size = int(answer.headers.get("Content-Length", len(body)))
+        connection.close()
+        return Answer(answer.status, body, told, announced=size if request.method == "HEAD" else None)
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _QuietServer
+
+    def reply(self) -> None:
+        script = self.server.script
+        request = Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, self.read_body())
+        script.requests.append(request)
+        answer = script.answer_to(request)
+        time.sleep(answer.delay_seconds)
+        self.close_connection = True
+        if not answer.cut:
+            self.send(answer)
+
+    do_GET = do_POST = do_HEAD = reply
+
+    def send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        self.send_header("Content-Length", str(len(answer.body) if answer.announced is None else answer.announced))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if not answer.drip_seconds:
+            self.wfile.write(answer.body)
+            return
+        for byte in answer.body:
+            self.wfile.write(bytes([byte]))
+            time.sleep(answer.drip_seconds)
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline() or b"0", 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests read `requests`."""
+
 
 class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
+    script: HttpServer
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is what some tests are about."""
@@ -183,48 +270,26 @@ class _QuietServer(ThreadingHTTPServer):
 @contextmanager
 def start_http(*answers: Answer) -> Iterator[HttpServer]:
     script = HttpServer("", list(answers))
+    with _serve(script):
+        yield script
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
 
-        def reply(self) -> None:
-            script.requests.append(
-                Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, self.read_body())
-            )
-            answer = script.answers.pop(0) if len(script.answers) > 1 else script.answers[0]
-            time.sleep(answer.delay_seconds)
-            self.close_connection = True
-            if answer.cut:
-                return
-            self.send_response(answer.status)
-            self.send_header("Content-Length", str(len(answer.body) if answer.announced is None else answer.announced))
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer.body)
+@contextmanager
+def start_gateway(upstream: str) -> Iterator[Gateway]:
+    script = Gateway("", [], upstream=upstream)
+    with _serve(script):
+        yield script
 
-        do_GET = do_POST = do_HEAD = reply
 
-        def read_body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            body = b""
-            while size := int(self.rfile.readline() or b"0", 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Tests read `requests`."""
-
-    server = _QuietServer(("127.0.0.1", 0), Handler)
+@contextmanager
+def _serve(script: HttpServer) -> Iterator[None]:
+    server = _QuietServer(("127.0.0.1", 0), _Scripted)
+    server.script = script
     script.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield script
+        yield
     finally:
         server.shutdown()
         server.server_close()

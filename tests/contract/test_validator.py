@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from fault_table import fault
 from ncr_upload.adapters import http_validator
 from ncr_upload.adapters.http_validator import HttpValidator
 from ncr_upload.application.ports import Validator, Verdict
@@ -23,6 +24,7 @@ from twins import MemoryValidator
 
 pytestmark = pytest.mark.anyio
 KEY = "a-secret-api-key"
+VALID = {"result": "Valid"}
 
 
 @pytest.fixture
@@ -167,12 +169,23 @@ async def test_a_200_that_holds_no_verdict_is_unknown(scripted: Callable[..., Ht
     assert error.http_status == 200  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("field", ["sku_id", "sku"])
-async def test_a_verdict_on_another_sku_is_unknown(scripted: Callable[..., HttpServer], field: str) -> None:
-    validator = open_validator(scripted(said("Valid", **{field: "SKU-2"})))
+@fault(
+    "Validator: a verdict on another SKU", injector="scripted answer", invariants="O", outcome="no verdict; it is asked again"
+)
+@pytest.mark.parametrize("field", ["sku_id", "sku", "SKU", "skuId", "product", "product_id"])
+@pytest.mark.parametrize("place", ["entry", "top"])
+async def test_a_verdict_on_another_sku_is_unknown(scripted: Callable[..., HttpServer], field: str, place: str) -> None:
+    named = {field: "SKU-2"}
+    answer = said("Valid", **named) if place == "entry" else Answer(200, json.dumps({**named, "data": [VALID]}).encode())
+    validator = open_validator(scripted(answer))
     error = await undecided(validator)
     assert "SKU-2" in error.message
     assert (await validator.judge("SKU-2", package())).passed
+
+
+@pytest.mark.parametrize("nothing", [None, "", 0, {"name": "vase"}])
+async def test_a_verdict_that_names_no_sku_is_taken(scripted: Callable[..., HttpServer], nothing: object) -> None:
+    assert (await open_validator(scripted(said("Valid", sku_id=nothing))).judge("SKU-1", package())).passed
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 422])

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ READY_SECONDS = 30
 @pytest.fixture(scope="session")
 def product() -> Product:
     return make_product("studio/SKU1", "SKU1")
+
+
+@pytest.fixture(scope="session")
+def small(product: Product) -> Product:
+    """Of the product, what makes a package: main model, material and a render; for tests that deliver often."""
+    keys = [key for key, target in product.targets.items() if target.endswith((".glb", "_front.jpg"))]
+    files, targets = ({key: each[key] for key in keys} for each in (product.files, product.targets))
+    return replace(product, files=files, targets=targets)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ CONNECT_SECONDS = 10
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_REASONS = 50
 MAX_REASON_CHARS = 400
+SKU_FIELDS = frozenset({"sku", "skuid", "product", "productid", "productsku"})
+"""In lower case and without underscores."""
 SEVERITIES = ("error", "warning", "info", "hint")
 NEXT_STEP = "It is asked again; see whether the validator is up and VALIDATOR_API_URL is right."
 
@@ -108,7 +110,8 @@ class HttpValidator:
     def _read_verdict(self, sku: str, body: bytes) -> Verdict:
         """DESIGN 3.4: all entries must pass; what cannot be read is unknown, never a pass."""
         try:
-            entries = json.loads(body)["data"]
+            answer = json.loads(body)
+            entries = answer["data"]
             if not isinstance(entries, list):
                 raise TypeError
             results = [entry["result"] for entry in entries]
@@ -116,10 +119,8 @@ class HttpValidator:
             raise self._undecided("answered 200 with something that is no verdict", 200) from None
         if not results or not all(isinstance(result, str) for result in results):
             raise self._undecided("answered 200 with no result in it", 200)
-        for entry in entries:
-            other = entry.get("sku_id", entry.get("sku"))
-            if other is not None and str(other) != sku:
-                raise self._undecided(f"judged SKU {str(other)[:100]!r} when asked about {sku!r}", 200)
+        if (other := _other_sku(sku, [answer, *entries])) is not None:
+            raise self._undecided(f"judged SKU {other[:100]!r} when asked about {sku!r}", 200)
         bad = [result for result in results if result not in PASSES]
         if bad:
             return Verdict(False, bad[0][:100], 200, _text(body), _reasons(entries))
@@ -157,6 +158,17 @@ async def _frame(
         deadline.reschedule(None)
     deadline.reschedule(loop.time() + timeout_seconds)
     yield f"\r\n--{boundary}--\r\n".encode()
+
+
+def _other_sku(asked: str, objects: list[dict[str, Any]]) -> str | None:
+    """The product that the answer, or an entry of it, says it is about, if that is not the one asked about."""
+    named = (value for each in objects for name, value in each.items() if _plain(name) in SKU_FIELDS)
+    plain = (str(value) for value in named if value and type(value) in (str, int))
+    return next((name for name in plain if name != asked), None)
+
+
+def _plain(field: str) -> str:
+    return field.lower().replace("_", "")
 
 
 def _cause(error: Exception) -> str:
