@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -58,6 +59,12 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server
         validator = BundledValidator().start()
         _wait_for(validator["VALIDATOR_API_URL"].replace("/validate", "/healthz"))
         yield s3, sftp, validator
+
+
+@pytest.fixture
+def job_id() -> str:
+    """Used by no other test."""
+    return f"job-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

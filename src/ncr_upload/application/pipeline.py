@@ -230,7 +230,7 @@ class Delivery:
 
     async def _note_unanswered(self, error: Unavailable) -> None:
         http_status = getattr(error, "http_status", None)
-        if http_status is not None and self.task.sku is not None:
+        if http_status not in (None, 200) and self.task.sku is not None:
             rows = self.ports.catalogue.unanswered(self.task, self.task.sku, http_status, self.ports.validator.url)
             await self._advance(Status.PROCESSING, Stage.VALIDATE, error.message, also=rows)
 
