@@ -104,8 +104,9 @@ def start_asyncssh(folder: Path, *, extensions: bool = True) -> Iterator[SftpSer
 
 
 @contextmanager
-def start_sshd(folder: Path, *, max_sessions: int = 10) -> Iterator[SftpServer]:
-    """OpenSSH's own server with its own configuration, for the current user by key."""
+def start_sshd(folder: Path, *, max_sessions: int = 10, user: str | None = None) -> Iterator[SftpServer]:
+    """OpenSSH's own server with its own configuration, by key for the current user. As root another `user` of this machine
+    may be named, who must be able to enter `folder`."""
     program = require("sshd")
     root, key, user_key = folder / "root", folder / "host_key", folder / "user_key"
     root.mkdir(parents=True)
@@ -124,7 +125,7 @@ def start_sshd(folder: Path, *, max_sessions: int = 10) -> Iterator[SftpServer]:
         command = [program, "-D", "-e", "-f", str(config), "-p", str(port)]
         try:
             with _process(command, rf"Server listening on 127\.0\.0\.1 port (?P<found>{port})") as _:
-                login = SftpLogin("127.0.0.1", port, getpass.getuser(), private_key=user_key, host_key=public)
+                login = SftpLogin("127.0.0.1", port, user or getpass.getuser(), private_key=user_key, host_key=public)
                 yield SftpServer(login, str(root), root)
                 return
         except ServerDied:

@@ -6,8 +6,10 @@ The word in the file CONTROL says how:
     denied            new folders are refused
     hang, hang-large  writes, or large ones, are never answered
     cut-on-write      the connection is cut by the next large write, then the server is well
+    cut-after-aside   the next rename of a delivery into staging is done, then the connection is cut before its answer
     cut-after-publish the next rename out of staging is done, then the connection is cut before its answer
     refuse-publish    renames of a package out of staging fail
+    squat             somebody else makes the final folder just before the next rename out of staging
 """
 
 from __future__ import annotations
@@ -57,11 +59,18 @@ class Files(asyncssh.SFTPServer):
         super().mkdir(path, attrs)
 
     def rename(self, oldpath: bytes, newpath: bytes) -> None:
+        name = fault()
         publishes = oldpath.endswith(b"/package") and b".ncr-staging" not in newpath
-        if publishes and fault() == "refuse-publish":
+        sets_aside = b".ncr-staging" not in oldpath and b"/previous/" in newpath
+        if publishes and name == "refuse-publish":
             raise asyncssh.SFTPFailure("Failure")
+        if publishes and name == "squat":
+            Path(CONTROL).write_text("")
+            squatted = Path(os.fsdecode(self.map_path(newpath)))
+            squatted.mkdir()
+            (squatted / "foreign.txt").write_text("not ours")
         super().rename(oldpath, newpath)
-        if publishes and fault() == "cut-after-publish":
+        if (publishes and name == "cut-after-publish") or (sets_aside and name == "cut-after-aside"):
             self._cut()
 
 

@@ -119,6 +119,7 @@ class MemoryDropoffSession:
         if fence not in fences:
             newest = self._place.staging.pop((task_id, fences.pop())) if fences else Staging()
             self._place.staging[task_id, fence] = newest
+            self._put_back(newest)
         for older in fences:
             if older != fence:
                 self._remove(task_id, older)
@@ -165,10 +166,13 @@ class MemoryDropoffSession:
         return self._place.staging[task_id, fence]
 
     def _remove(self, task_id: str, fence: int) -> None:
-        staging = self._place.staging.pop((task_id, fence))
-        if staging.package is not None:
-            for job_id, package in staging.previous.items():
-                self._place.deliveries.setdefault(job_id, package)
+        self._put_back(self._place.staging.pop((task_id, fence)))
+
+    def _put_back(self, staging: Staging) -> None:
+        """What was renamed aside for a package that did not follow."""
+        for job_id in list(staging.previous) if staging.package is not None else ():
+            if job_id not in self._place.deliveries:
+                self._place.deliveries[job_id] = staging.previous.pop(job_id)
 
 
 def _check(path: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from ncr_upload.application.attempts import run_task
@@ -45,6 +46,19 @@ class Workplace:
 
     def change(self, **settings: Any) -> None:
         self.settings = self.settings.model_copy(update=settings)
+
+    def send_to(self, sftp: SftpServer) -> None:
+        """Deliver to this server from now on."""
+        self.sftp, login = sftp, sftp.login
+        self.change(
+            sftp_host=login.host,
+            sftp_port=login.port,
+            sftp_username=login.username,
+            sftp_password=SecretStr(login.password) if login.password else None,
+            sftp_private_key=login.private_key,
+            sftp_host_key=login.host_key,
+            sftp_base_dir=sftp.base_dir,
+        )
 
     def deliver(self, job_id: str, row_id: int | None = None) -> Task:
         """Submit the job and try it until it has ended."""

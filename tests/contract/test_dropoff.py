@@ -307,6 +307,7 @@ async def test_a_crash_between_the_two_renames_is_healed_by_publishing_again(
         place.set_aside("task-1")
         assert place.delivered() is None
         await session.adopt("task", 2)
+        assert place.delivered() == OLD, "the partner is not left without a delivery while the package is made again"
         assert not await session.is_published("task", 2)
         await session.publish("task", 2, "job-1", nothing)
         await session.discard("task")

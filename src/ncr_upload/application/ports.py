@@ -121,7 +121,8 @@ class Dropoff(Protocol):
 class DropoffSession(Protocol):
     async def adopt(self, task_id: str, fence: int) -> None:
         """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence
-        staged, which also takes it away from any worker that still holds the older fence."""
+        staged, which also takes it away from any worker that still holds the older fence. A delivery that was renamed
+        aside for a package that did not follow is put back at once."""
 
     async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
         """Upload every file into the staging folder and verify every size. Files that an earlier attempt staged whole and

@@ -107,6 +107,7 @@ class SftpSession:
         own = self._path(_name(task_id, fence))
         if older is not None:
             await self._remote.rename(self._path(_name(task_id, older)), own)
+            await self._put_back_unpublished(own)
             return
         new = own + ".new"
         await self._remote.remove_tree(new)
@@ -127,11 +128,16 @@ class SftpSession:
 
     async def _clear(self, gone: str) -> None:
         """`package` goes before `previous`: as long as it is there, a repeated call knows that nothing was published."""
-        package = posixpath.join(gone, "package")
-        if await self._remote.exists(package):
-            await self._put_back(gone)
-            await self._remote.remove_tree(package)
+        if await self._put_back_unpublished(gone):
+            await self._remote.remove_tree(posixpath.join(gone, "package"))
         await self._remote.remove_tree(gone)
+
+    async def _put_back_unpublished(self, staging: str) -> bool:
+        """Put back what a publish set aside that did not go through; whether it did not."""
+        unpublished = await self._remote.exists(posixpath.join(staging, "package"))
+        if unpublished:
+            await self._put_back(staging)
+        return unpublished
 
     async def _put_back(self, staging: str) -> None:
         """Rename what `previous` holds to its final name where nothing has taken its place."""
