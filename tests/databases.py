@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -37,49 +38,119 @@ class Databases:
         if kind == "sqlite":
             return f"sqlite:///{folder / 'test.db'}"
         if kind not in self._urls:
-            start = {"postgresql": start_postgresql, "mariadb": start_mariadb}[kind]
-            self._urls[kind] = self._running.enter_context(start())
-        name = f"t{uuid.uuid4().hex[:12]}"
-        with _admin(self._urls[kind]) as engine, engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}{' CHARACTER SET utf8mb4' if kind == 'mariadb' else ''}"))
-        return make_url(self._urls[kind]).set(database=name).render_as_string(hide_password=False)
+            self._urls[kind] = self._running.enter_context(started(kind))
+        return create_database(self._urls[kind])
 
     def close(self) -> None:
         self._running.close()
 
 
-@contextmanager
-def start_postgresql() -> Iterator[str]:
-    """PostgreSQL, which refuses to run as root: then as the user its package made."""
-    with _folder_of("postgres") as (folder, user):
-        data, port = folder / "data", free_port()
-        _run([require("initdb"), "-D", str(data), "-U", "test", "-A", "trust", "--no-sync"], user)
-        command = [require("postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        url = f"postgresql+psycopg://test@127.0.0.1:{port}/postgres"
-        with _server([*command, "-c", "unix_socket_directories="], user, folder, url, stop=signal.SIGINT):
-            yield url
+def create_database(server_url: str) -> str:
+    """The URL of a new database on the server."""
+    url, name = make_url(server_url), f"t{uuid.uuid4().hex[:12]}"
+    with _admin(server_url) as engine, engine.connect() as connection:
+        more = " CHARACTER SET utf8mb4" if url.get_backend_name() == "mysql" else ""
+        connection.execute(text(f"CREATE DATABASE {name}{more}"))
+    return url.set(database=name).render_as_string(hide_password=False)
 
 
-@contextmanager
-def start_mariadb() -> Iterator[str]:
-    with _folder_of("mysql") as (folder, user):
-        data, port = folder / "data", free_port()
-        as_user = [f"--user={user}"] if user else []
-        install = [require("mariadb-install-db"), "--no-defaults", f"--datadir={data}", *as_user]
+@dataclass
+class Server:
+    """A database server with a data folder and a port of its own, which outlive a restart."""
+
+    folder: Path
+    user: str | None
+    port: int = field(default_factory=free_port)
+    more: list[str] = field(default_factory=list)
+    """Further options of its program."""
+    login: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+    def start(self) -> str:
+        """Returns the URL once it answers."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """As a crash or a power cut does. PostgreSQL's own processes end with their first."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT if isinstance(self, Postgresql) else signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _run(self, command: Sequence[str], user: str | None, url: str) -> str:
+        log = self.folder / "log"
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                command, user=user, group=user, extra_groups=[] if user else None, cwd="/", stdout=out, stderr=out
+            )
+        _wait(url, self.process, lambda: log.read_text(errors="replace")[-1000:])
+        return url
+
+
+class Postgresql(Server):
+    """It refuses to run as root: then it runs as the user its package made. `login` is 'test' or 'test:password'."""
+
+    def prepare(self) -> None:
+        user, _, password = (self.login or "test").partition(":")
+        secret = self.folder / "password"
+        secret.write_text(password)
+        secret.chmod(0o644)
+        guard = ["-A", "scram-sha-256", f"--pwfile={secret}"] if password else ["-A", "trust"]
+        _run([require("initdb"), "-D", str(self.folder / "data"), "-U", user, *guard, "--no-sync"], self.user)
+
+    def start(self) -> str:
+        data = self.folder / "data"
+        command = [require("postgres"), "-D", str(data), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"]
+        command += ["-c", "fsync=off", "-c", "unix_socket_directories=", *self.more]
+        return self._run(command, self.user, f"postgresql+psycopg://{self.login or 'test'}@127.0.0.1:{self.port}/postgres")
+
+
+class Mariadb(Server):
+    """Its only login is root, without a password."""
+
+    def prepare(self) -> None:
+        as_user = [f"--user={self.user}"] if self.user else []
+        install = [require("mariadb-install-db"), "--no-defaults", f"--datadir={self.folder / 'data'}", *as_user]
         _run([*install, "--auth-root-authentication-method=normal", "--skip-test-db"], None)
-        command = [
-            require("mariadbd"),
-            "--no-defaults",
-            f"--datadir={data}",
-            f"--port={port}",
-            "--bind-address=127.0.0.1",
-            *as_user,
-        ]
-        url = f"mysql+pymysql://root@127.0.0.1:{port}/mysql"
-        with _server(
-            [*command, f"--socket={folder / 'socket'}", "--skip-networking=0"], None, folder, url, stop=signal.SIGTERM
-        ):
-            yield url
+
+    def start(self) -> str:
+        as_user = [f"--user={self.user}"] if self.user else []
+        command = [require("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}"]
+        command += ["--bind-address=127.0.0.1", *as_user, f"--socket={self.folder / 'socket'}", "--skip-networking=0"]
+        return self._run([*command, *self.more], None, f"mysql+pymysql://root@127.0.0.1:{self.port}/mysql")
+
+
+KINDS: dict[str, tuple[type[Server], str]] = {"postgresql": (Postgresql, "postgres"), "mariadb": (Mariadb, "mysql")}
+
+
+@contextmanager
+def prepared(kind: str, login: str = "") -> Iterator[Server]:
+    """A server that is ready to be started; stopped and removed in the end."""
+    make, owner = KINDS[kind]
+    with _folder_of(owner) as (folder, user):
+        server = make(folder, user, login=login)
+        server.prepare()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def started(kind: str) -> Iterator[str]:
+    with prepared(kind) as server:
+        yield server.start()
 
 
 @contextmanager
@@ -101,25 +172,6 @@ def _run(command: Sequence[str], user: str | None) -> None:
         command, user=user, group=user, extra_groups=[] if user else None, cwd="/", capture_output=True, text=True
     )
     assert done.returncode == 0, f"{command[0]}: {done.stdout[-500:]} {done.stderr[-500:]}"
-
-
-@contextmanager
-def _server(command: Sequence[str], user: str | None, folder: Path, url: str, *, stop: signal.Signals) -> Iterator[None]:
-    log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, user=user, group=user, extra_groups=[] if user else None, cwd="/", stdout=out, stderr=out
-        )
-    try:
-        _wait(url, process, lambda: log.read_text(errors="replace")[-1000:])
-        yield
-    finally:
-        process.send_signal(stop)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], read_log: Callable[[], str]) -> None:

@@ -54,6 +54,14 @@ class Settings(BaseSettings):
     db_name: str | None = None
     db_user: str | None = None
     db_password: SecretStr | None = None
+    db_ssl_mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = Field(
+        None, description="Encryption of the connection to MySQL or PostgreSQL; unset: what driver and DATABASE_URL say."
+    )
+    db_ssl_ca: Path | None = Field(None, description="PEM file with the authority of the server's certificate.")
+    db_ssl_cert: Path | None = Field(
+        None, description="PEM file with this client's certificate, where the server asks for one."
+    )
+    db_ssl_key: Path | None = None
     migrate_on_start: bool = Field(True, description="Bring the service's own tables up to date when a process starts.")
 
     # Object storage
@@ -130,6 +138,20 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("db_ssl_ca", "db_ssl_cert", "db_ssl_key")
+    @classmethod
+    def _readable_pem(cls, path: Path | None) -> Path | None:
+        """Better refused here than at each connection."""
+        if path is None:
+            return None
+        try:
+            content = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not PEM'}") from error
+        if "-----BEGIN " not in content:
+            raise ValueError(f"{path} holds nothing in PEM form (-----BEGIN …)")
+        return path.absolute()
 
     @field_validator("timezone")
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, case, delete, func, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import problem_columns, read_task, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
@@ -26,6 +26,7 @@ class SqlClaims:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @whole_transaction
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """See `Claims.claim`. The database's clock alone decides whether the task is due."""
         with translated_errors(self._engine), self._engine.begin() as connection:
@@ -67,6 +68,7 @@ class SqlClaims:
             )
         return Claim(task, row.fence, worker, lease_seconds, bool(row.cancel_requested), row.publish_fence)
 
+    @whole_transaction
     def renew(self, claim: Claim) -> None:
         """See `Claims.renew`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
@@ -75,6 +77,7 @@ class SqlClaims:
                 raise LeaseLost(claim.task.task_id, claim.fence)
             _refuse_cancelled(connection, claim)
 
+    @whole_transaction
     def advance(
         self,
         claim: Claim,
@@ -121,6 +124,7 @@ class SqlClaims:
                 message=f"{message}; {remark}" if remark else message,
             )
 
+    @whole_transaction
     def finish(
         self,
         claim: Claim,
@@ -165,6 +169,7 @@ class SqlClaims:
             row = connection.execute(query).one()
         return bool(row.status == status.value and row.fence == claim.fence)
 
+    @whole_transaction
     def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
         """See `Claims.put_back`."""
         values = {

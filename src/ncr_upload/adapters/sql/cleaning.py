@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Engine, select, update
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.tables import db_now, jobs
 
 
@@ -20,12 +20,14 @@ class SqlCleaning:
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return list(connection.execute(query).scalars())
 
+    @whole_transaction
     def take_cleaning(self, task_id: str, hold_seconds: float) -> bool:
         """See `Cleaning.take_cleaning`."""
         take = update(jobs).where(jobs.c.task_id == task_id, *_is_unclean()).values(staging_due_at=db_now() + hold_seconds)
         with translated_errors(self._engine), self._engine.begin() as connection:
             return connection.execute(take).rowcount == 1
 
+    @whole_transaction
     def cleaned(self, task_id: str) -> None:
         """See `Cleaning.cleaned`."""
         with translated_errors(self._engine), self._engine.begin() as connection:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import random
+import ssl
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 
+from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
 from ncr_upload.domain.errors import Rejected, Unavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+TlsMode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
 
 WAIT_SECONDS = 2.5
 """For a connection, a lock or the pool, unless told otherwise: the API must say so within its 3 seconds."""
 
-MISSING = re.compile(r"no such (table|column)|has no column|does not exist|doesn't exist|Unknown column", re.IGNORECASE)
-"""How the three databases say that a table or a column is not there."""
+CONTENDED_TRIES = 5
+CONTENDED_SECONDS = 0.05
+"""After the nth deadlock, up to n times this long is waited."""
 
 STATEMENT_SECONDS = 10.0
 """For one statement's answer."""
@@ -29,8 +38,23 @@ CONNECT_SECONDS = 8.0
 READ_ONLY = {"ncr_read_only": True}
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Encryption of the connection, by libpq's words. `mode` None leaves it to the driver and the URL. The files are PEM."""
+
+    mode: TlsMode | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
 def open_engine(
-    url: str, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS, statement_seconds: float = STATEMENT_SECONDS
+    url: str,
+    *,
+    pool_size: int = 5,
+    wait_seconds: float = WAIT_SECONDS,
+    statement_seconds: float = STATEMENT_SECONDS,
+    tls: Tls = Tls(),
 ) -> Engine:
     """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections."""
     parsed = make_url(url)
@@ -54,7 +78,7 @@ def open_engine(
             return create_engine(
                 parsed,
                 pool_recycle=1800,
-                connect_args={"connect_timeout": connect_seconds, "options": timeouts},
+                connect_args={"connect_timeout": connect_seconds, "options": timeouts, **_postgresql_tls(tls)},
                 **options,
             )
         case "mysql" | "mariadb":
@@ -64,6 +88,7 @@ def open_engine(
                 "write_timeout": statement_seconds,
                 "charset": "utf8mb4",
                 "init_command": f"SET SESSION innodb_lock_wait_timeout={int(wait_seconds)}, time_zone='+00:00'",
+                **_mysql_tls(tls),
             }
             return create_engine(
                 parsed, pool_recycle=1800, isolation_level="READ COMMITTED", connect_args=connect_args, **options
@@ -74,6 +99,27 @@ def open_engine(
                 f"DATABASE_URL names the database '{other}'",
                 "Use sqlite, mysql+pymysql or postgresql+psycopg.",
             )
+
+
+def _postgresql_tls(tls: Tls) -> dict[str, str]:
+    given = {"sslmode": tls.mode, "sslrootcert": tls.ca, "sslcert": tls.cert, "sslkey": tls.key}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _mysql_tls(tls: Tls) -> dict[str, Any]:
+    """A context makes the driver insist on TLS; without one it takes what the server offers."""
+    if tls.mode is None and tls.ca is None and tls.cert is None:
+        return {}
+    if tls.mode == "disable":
+        return {"ssl_disabled": True}
+    if tls.mode == "prefer":
+        return {}
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.check_hostname = tls.mode == "verify-full"
+    context.verify_mode = ssl.CERT_REQUIRED if tls.mode in ("verify-ca", "verify-full") else ssl.CERT_NONE
+    if tls.cert is not None:
+        context.load_cert_chain(tls.cert, tls.key)
+    return {"ssl": context}
 
 
 def _make_folder(url: URL) -> None:
@@ -109,41 +155,61 @@ def describe_server(connection: Connection) -> str:
 
 @contextmanager
 def translated_errors(engine: Engine) -> Iterator[None]:
-    """The one table from the database's errors to ours. What is a bug (a wrong column, say) passes through."""
+    """Raises `Unavailable` for what the database fails to do. What is a bug (broken SQL, say) passes through."""
     try:
         yield
-    except (OperationalError, InterfaceError, ProgrammingError, PoolTimeoutError) as error:
-        if MISSING.search(_cause(error)):
-            raise _schema_differs(engine, error) from error
-        if isinstance(error, ProgrammingError):
+    except SQLAlchemyError as error:
+        failure = find_failure(error)
+        if failure is None:
             raise
-        raise _unavailable(engine, error) from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise _unavailable(engine, error) from error
-        raise
+        kind = Contended if failure is Failure.CONTENDED else Unavailable
+        raise kind(
+            failure.value,
+            f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}",
+            NEXT_STEPS[failure],
+            retry_after_seconds=_RETRY_AFTER_SECONDS.get(failure, 5),
+        ) from error
 
 
-def _unavailable(engine: Engine, error: SQLAlchemyError) -> Unavailable:
-    return Unavailable(
-        "database_unavailable",
-        f"the database {place_of(engine)} did not do as asked: {_cause(error)}",
-        "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries again by itself.",
-        retry_after_seconds=5,
-    )
+class Contended(Unavailable):
+    """A deadlock or a lost race undid the transaction."""
 
 
-def _schema_differs(engine: Engine, error: SQLAlchemyError) -> Unavailable:
-    return Unavailable(
-        "database_schema",
-        f"the database {place_of(engine)} lacks a table or column: {_cause(error)}",
-        "If its name begins with ncr_, run `ncr db upgrade` with this release; else it is the studio's: see that DATABASE_URL "
-        "names the studio's database.",
-        retry_after_seconds=60,
-    )
+def whole_transaction(method: Callable[P, T]) -> Callable[P, T]:
+    """For a method that is one transaction, or several that may be repeated: after a deadlock or a serialization failure it
+    is run again from its beginning, `CONTENDED_TRIES` times in all, then raises `Unavailable`. A wait for a lock that took
+    too long is not repeated here: its caller has waited long enough."""
+
+    @wraps(method)
+    def until_done(*args: P.args, **kwargs: P.kwargs) -> T:
+        for tries in range(1, CONTENDED_TRIES):
+            try:
+                return method(*args, **kwargs)
+            except Contended:
+                time.sleep(random.uniform(0, CONTENDED_SECONDS * tries))
+        return method(*args, **kwargs)
+
+    return until_done
 
 
-def _cause(error: SQLAlchemyError) -> str:
-    cause = getattr(error, "orig", None)
-    lines = str(cause if cause is not None else error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+_RETRY_AFTER_SECONDS = {Failure.SCHEMA: 60, Failure.FULL: 30, Failure.CONTENDED: 1}
+_DID = {
+    Failure.SCHEMA: "lacks a table or column",
+    Failure.LOGIN: "refused the login",
+    Failure.TLS: "and this client found no common TLS",
+    Failure.FULL: "has no room left",
+    Failure.READ_ONLY: "cannot be written",
+    Failure.ROW: "refused a row",
+}
+
+
+def _did(failure: Failure) -> str:
+    return _DID.get(failure, "did not do as asked")
+
+
+def _words(engine: Engine, error: SQLAlchemyError) -> str:
+    cause = cause_of(error)
+    if "unable to open database file" in cause:
+        folder = Path(engine.url.database or "").absolute().parent
+        return f"{cause} (its folder {folder} must exist, and this user must be allowed to write there)"
+    return cause

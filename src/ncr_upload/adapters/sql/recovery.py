@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, update
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import problem_columns, task_of, write_event
 from ncr_upload.adapters.sql.tables import batches, db_now, jobs
 from ncr_upload.domain.batches import BatchLoad, WorkerRoom, plan_room, release_next
@@ -45,6 +45,7 @@ class SqlRecovery:
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return [task_of(row) for row in connection.execute(query).mappings()]
 
+    @whole_transaction
     def give_up(self, task: Task, problem: Problem) -> bool:
         """See `Recovery.give_up`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
@@ -79,6 +80,7 @@ class SqlRecovery:
             )
         return True
 
+    @whole_transaction
     def release_batch_jobs(self, batch_size: int, workers: Sequence[WorkerRoom] = ()) -> list[str]:
         """See `Recovery.release_batch_jobs`. Each batch's row is locked while its jobs are counted, so two sweepers
         together release no more of a batch than one alone."""

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of
 from ncr_upload.adapters.sql.tables import batches, conflicts, db_now, events, jobs
 from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
@@ -34,6 +34,7 @@ class SqlSubmissions:
         columns = (column.name for column in jobs.columns if column.name not in ("id", "live_job_id"))
         self._blank: dict[str, Any] = dict.fromkeys(columns) | {"max_attempts": max_attempts}
 
+    @whole_transaction
     def accept(
         self,
         new_jobs: Sequence[NewJob],
@@ -124,6 +125,7 @@ class SqlSubmissions:
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return read_task(connection, task_id)
 
+    @whole_transaction
     def cancel(self, task_id: str) -> CancelAnswer | None:
         """See `Submissions.cancel`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
@@ -209,6 +211,7 @@ class SqlSubmissions:
                 return None
             return [NewJob(*row) for row in connection.execute(query)]
 
+    @whole_transaction
     def cancel_batch(self, batch_id: str) -> dict[CancelAnswer, int] | None:
         """See `Submissions.cancel_batch`."""
         with translated_errors(self._engine), self._engine.begin() as connection:

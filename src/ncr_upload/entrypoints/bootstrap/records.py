@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
-from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, open_engine, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, Tls, open_engine, translated_errors
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
@@ -31,14 +31,19 @@ PATIENT_SECONDS = 8.0
 
 def make_engine(settings: Settings, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS) -> Engine:
     """Connections of this process: call it after a fork, never before."""
-    return open_engine(settings.resolved_database_url(), pool_size=pool_size, wait_seconds=wait_seconds)
+    url = settings.resolved_database_url()
+    return open_engine(url, pool_size=pool_size, wait_seconds=wait_seconds, tls=_tls(settings))
+
+
+def _tls(settings: Settings) -> Tls:
+    return Tls(settings.db_ssl_mode, settings.db_ssl_ca, settings.db_ssl_cert, settings.db_ssl_key)
 
 
 @contextmanager
 def _migrating(settings: Settings) -> Iterator[Engine]:
     """Waits for another process that migrates, and for an index that takes its time."""
     url = settings.resolved_database_url()
-    engine = open_engine(url, pool_size=2, wait_seconds=LOCK_SECONDS, statement_seconds=MIGRATION_SECONDS)
+    engine = open_engine(url, pool_size=2, wait_seconds=LOCK_SECONDS, statement_seconds=MIGRATION_SECONDS, tls=_tls(settings))
     try:
         with translated_errors(engine):
             yield engine

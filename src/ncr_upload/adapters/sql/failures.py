@@ -1,0 +1,122 @@
+"""The one table from what the three databases and their drivers say to what it means here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+
+class Failure(StrEnum):
+    """What an error of the database means; the value is the code that callers see."""
+
+    SCHEMA = "database_schema"
+    LOGIN = "database_login_refused"
+    TLS = "database_tls"
+    PRIVILEGE = "database_denied"
+    FULL = "database_full"
+    READ_ONLY = "database_read_only"
+    CONTENDED = "database_contended"
+    """A deadlock or a lost race: the whole transaction may be tried again at once."""
+    ROW = "database_row_refused"
+    UNAVAILABLE = "database_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class _Signs:
+    """SQLSTATEs of PostgreSQL, error numbers of MySQL and MariaDB, error names of SQLite; text where there is no more."""
+
+    states: frozenset[str] = frozenset()
+    numbers: frozenset[int] = frozenset()
+    names: frozenset[str] = frozenset()
+    text: re.Pattern[str] | None = field(default=None)
+
+    def shown_by(self, cause: object, text: str) -> bool:
+        number = next(iter(getattr(cause, "args", ())), None)
+        state = getattr(cause, "sqlstate", None)
+        if isinstance(number, int):
+            if number in self.numbers:
+                return True
+        elif state is not None:
+            return state in self.states
+        if getattr(cause, "sqlite_errorname", None) in self.names:
+            return True
+        return self.text is not None and self.text.search(text) is not None
+
+
+def _text(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_TABLE: tuple[tuple[Failure, _Signs], ...] = (
+    (
+        Failure.LOGIN,
+        _Signs(
+            frozenset({"28P01", "28000", "3D000"}),
+            frozenset({1044, 1045, 1049, 1698}),
+            text=_text(
+                r"password authentication failed|no password supplied|pg_hba\.conf|(role|database) \".*\" does not exist"
+            ),
+        ),
+    ),
+    (Failure.TLS, _Signs(numbers=frozenset({2026}), text=_text(r"certificate|\bSSL\b|\bTLS\b"))),
+    (
+        Failure.SCHEMA,
+        _Signs(
+            frozenset({"42P01", "42703"}), frozenset({1146, 1054}), text=_text(r"no such (table|column)|has no column named")
+        ),
+    ),
+    (Failure.PRIVILEGE, _Signs(frozenset({"42501"}), frozenset({1142, 1143, 1227}))),
+    (
+        Failure.FULL,
+        _Signs(frozenset({"53100"}), frozenset({1021, 1114}), frozenset({"SQLITE_FULL"}), _text(r"no space left|errcode: 28")),
+    ),
+    (Failure.READ_ONLY, _Signs(frozenset({"25006"}), frozenset({1290, 1792, 1836}), text=_text(r"readonly database"))),
+    (Failure.CONTENDED, _Signs(frozenset({"40001", "40P01"}), frozenset({1213, 1020}))),
+    (Failure.ROW, _Signs(numbers=frozenset({1048, 1264, 1265, 1292, 1364, 1366, 1406}))),
+)
+
+
+def find_failure(error: SQLAlchemyError) -> Failure | None:
+    """What the error means; None for what is a bug of ours."""
+    if isinstance(error, PoolTimeoutError):
+        return Failure.UNAVAILABLE
+    if not isinstance(error, DBAPIError):
+        return None
+    cause, text = error.orig, cause_of(error)
+    for failure, signs in _TABLE:
+        if signs.shown_by(cause, text):
+            return failure
+    if isinstance(error, IntegrityError | DataError):
+        return Failure.ROW
+    if isinstance(error, ProgrammingError) and not error.connection_invalidated:
+        return None
+    return Failure.UNAVAILABLE
+
+
+def cause_of(error: SQLAlchemyError) -> str:
+    """The driver's own words, one line. They may name host, database and user, never a password."""
+    cause = getattr(error, "orig", None)
+    lines = str(cause if cause is not None else error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+NEXT_STEPS = {
+    Failure.SCHEMA: "If its name begins with ncr_, run `ncr db upgrade` with this release; else it is the studio's: see that "
+    "DATABASE_URL names the studio's database.",
+    Failure.LOGIN: "Correct DB_USER, DB_PASSWORD and DB_NAME (or DATABASE_URL), or let that user in from this host.",
+    Failure.TLS: "See DB_SSL_MODE and that DB_SSL_CA holds the certificate authority of the server's certificate.",
+    Failure.PRIVILEGE: "Grant DB_USER SELECT, INSERT, UPDATE and DELETE on the studio's and the ncr_* tables (and CREATE for "
+    "`ncr db upgrade`).",
+    Failure.FULL: "Make room for the database; the service tries again by itself.",
+    Failure.READ_ONLY: "Let the service write there: a replica, a read-only server or a folder without the right to write "
+    "cannot hold the ledger.",
+    Failure.CONTENDED: "Nothing to do: it is tried again.",
+    Failure.ROW: "Compare the table with what the service writes (docs/catalogue_sql.md): a column may be too short, demand a "
+    "value it is not given, or lack utf8mb4.",
+    Failure.UNAVAILABLE: "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries "
+    "again by itself.",
+}
