@@ -353,6 +353,10 @@ class MemoryLedger:
 
     # --- Cleaning
 
+    def find_statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
+        with self._lock:
+            return {task_id: self._rows[task_id].task.status for task_id in task_ids if task_id in self._rows}
+
     def unclean(self, limit: int) -> list[str]:
         with self._lock:
             return [task_id for task_id, row in self._rows.items() if self._is_unclean(row)][:limit]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -29,13 +28,13 @@ def queue() -> MemoryJobQueue:
 
 
 @pytest.fixture
-def sweep_once(ledger: MemoryLedger, queue: MemoryJobQueue, tmp_path: Path) -> Callable[[], list[str]]:
+def sweep_once(ledger: MemoryLedger, queue: MemoryJobQueue) -> Callable[[], list[str]]:
     """Sweeps, and returns the tasks it rang for."""
     ports = SweepPorts(ledger, ledger, ledger, queue, MemoryStatusBoard())
 
     def run() -> list[str]:
         before = len(queue.rung)
-        sweep(ports, batch_size=5, work_dir=tmp_path)
+        sweep(ports, batch_size=5)
         return queue.rung[before:]
 
     return run

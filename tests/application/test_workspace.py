@@ -1,32 +1,66 @@
-"""Workspaces: one an attempt, gone afterwards, and swept only when their worker is dead."""
+"""Workspaces: one an attempt, taken over by the task's next attempt, gone when the task has ended."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ncr_upload.application.workspace import Workspace, sweep_workspaces
+from ncr_upload.application.ports import Fetched, ObjectInfo
+from ncr_upload.application.workspace import Workspace, remove_oldest, remove_workspaces, sweep_workspaces
+from ncr_upload.domain.jobs import TERMINAL, Status
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from ncr_upload.application.workspace import Workspace
 with Workspace(Path(sys.argv[1]), sys.argv[2], 1) as workspace:
-    workspace.place(1).write_text("x")
+    workspace.place("key").write_text("x")
     print("held", flush=True)
     time.sleep(60)
 """
+KEY, CONTENT, ETAG = "artists/a.glb", b"glTF and so on", "e" * 32
+WANTED = ObjectInfo(KEY, len(CONTENT), ETAG)
+FETCHED = Fetched(len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), zlib.crc32(CONTENT), ETAG)
 
 
 @pytest.fixture
 def task_id() -> str:
     return str(uuid.uuid4())
+
+
+def download(work_dir: Path, task_id: str, fence: int = 1) -> None:
+    """An attempt that fetched one object and then failed."""
+    with Workspace(work_dir, task_id, fence) as workspace:
+        workspace.place(KEY).write_bytes(CONTENT)
+        workspace.note(KEY, FETCHED)
+
+
+def found(work_dir: Path, task_id: str, wanted: ObjectInfo = WANTED, fence: int = 2) -> Fetched | None:
+    """What the next attempt finds of it."""
+    with Workspace(work_dir, task_id, fence) as workspace:
+        workspace.clear_all_but([wanted])
+        kept = workspace.find(wanted)
+        assert kept is None or workspace.place(wanted.key).read_bytes() == CONTENT
+        return kept
+
+
+def sweep(work_dir: Path, statuses: Mapping[str, Status]) -> list[str]:
+    def find_statuses(task_ids: Sequence[str]) -> Mapping[str, Status]:
+        return {task_id: statuses[task_id] for task_id in task_ids if task_id in statuses}
+
+    return sweep_workspaces(work_dir, find_statuses)
 
 
 def hold(work_dir: Path, task_id: str) -> subprocess.Popen[str]:
@@ -37,48 +71,170 @@ def hold(work_dir: Path, task_id: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_workspace_is_private_begins_empty_and_is_gone_afterwards(tmp_path: Path, task_id: str) -> None:
-    stale = tmp_path / f"{task_id}-3" / "stale"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("from before")
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
 
-    def fail_in_the_middle() -> None:
-        with Workspace(tmp_path, task_id, 3) as workspace:
+
+# --- what an attempt finds ----------------------------------------------------------------------------------------
+
+
+def test_a_workspace_begins_empty_and_is_private(tmp_path: Path, task_id: str) -> None:
+    with Workspace(tmp_path / "made", task_id, 3) as workspace:
+        assert list(workspace.path.iterdir()) == []
+        assert workspace.path.stat().st_mode & 0o077 == 0
+
+
+def test_what_an_attempt_downloaded_is_there_for_the_next_one_and_in_one_place_only(tmp_path: Path, task_id: str) -> None:
+    download(tmp_path, task_id)
+    assert found(tmp_path, task_id, fence=5) == FETCHED
+    assert [path.name for path in tmp_path.iterdir()] == [f"{task_id}-5"]
+
+
+def test_another_tasks_workspace_is_not_taken_over(tmp_path: Path, task_id: str) -> None:
+    download(tmp_path, str(uuid.uuid4()))
+    assert found(tmp_path, task_id) is None
+
+
+def test_an_older_attempt_takes_nothing_from_a_newer_one(tmp_path: Path, task_id: str) -> None:
+    download(tmp_path, task_id, fence=9)
+    assert found(tmp_path, task_id, fence=2) is None
+    assert (tmp_path / f"{task_id}-9").exists()
+
+
+def test_of_several_older_workspaces_the_newest_is_taken_over_and_the_others_go(tmp_path: Path, task_id: str) -> None:
+    (tmp_path / f"{task_id}-1").mkdir()
+    (tmp_path / f"{task_id}-10").mkdir()
+    (tmp_path / f"{task_id}-10" / "mark").touch()
+    with Workspace(tmp_path, task_id, 11) as workspace:
+        assert [path.name for path in workspace.path.iterdir()] == ["mark"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{task_id}-11"]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [replace(WANTED, etag="f" * 32), replace(WANTED, size=len(CONTENT) + 1), replace(WANTED, key="artists/b.glb")],
+)
+def test_an_object_that_is_not_the_one_that_was_fetched_is_not_kept(tmp_path: Path, task_id: str, wanted: ObjectInfo) -> None:
+    download(tmp_path, task_id)
+    assert found(tmp_path, task_id, wanted) is None
+    assert list((tmp_path / f"{task_id}-2").iterdir()) == []
+
+
+def test_without_an_etag_nothing_is_kept(tmp_path: Path, task_id: str) -> None:
+    with Workspace(tmp_path, task_id, 1) as workspace:
+        workspace.place(KEY).write_bytes(CONTENT)
+        workspace.note(KEY, replace(FETCHED, etag=""))
+    assert found(tmp_path, task_id, replace(WANTED, etag="")) is None
+
+
+@pytest.mark.parametrize("damage", ["bytes", "cut", "record", "no record", "empty record", "crc32"])
+def test_a_damaged_file_or_record_is_not_kept(tmp_path: Path, task_id: str, damage: str) -> None:
+    download(tmp_path, task_id)
+    record = next((tmp_path / f"{task_id}-1").glob("*.json"))
+    file = record.with_suffix("")
+    match damage:
+        case "bytes":
+            file.write_bytes(CONTENT[::-1])
+        case "cut":
+            file.write_bytes(CONTENT[:-1])
+        case "record":
+            record.write_text('{"key": ')
+        case "no record":
+            record.unlink()
+        case "empty record":
+            record.write_text("[]")
+        case "crc32":
+            record.write_text(json.dumps(json.loads(record.read_text()) | {"crc32": 1}))
+    assert found(tmp_path, task_id) is None
+
+
+def test_partial_files_and_objects_that_are_no_longer_wanted_go(tmp_path: Path, task_id: str) -> None:
+    download(tmp_path, task_id)
+    (tmp_path / f"{task_id}-1" / ".0123.part").touch()
+    with Workspace(tmp_path, task_id, 2) as workspace:
+        assert workspace.clear_all_but([]) == set()
+        assert list(workspace.path.iterdir()) == []
+
+
+def test_a_workspace_in_use_is_not_taken_over(tmp_path: Path, task_id: str) -> None:
+    """A worker that was thought dead still writes there."""
+    worker = hold(tmp_path, task_id)
+    try:
+        with Workspace(tmp_path, task_id, 2) as workspace:
             assert list(workspace.path.iterdir()) == []
-            assert workspace.path.stat().st_mode & 0o077 == 0
-            workspace.place(7).write_text("x")
-            raise RuntimeError("in the middle")
+        assert len(list((tmp_path / f"{task_id}-1").iterdir())) == 1
+    finally:
+        kill(worker)
 
-    with pytest.raises(RuntimeError, match="in the middle"):
-        fail_in_the_middle()
-    assert list(tmp_path.iterdir()) == []
+
+# --- what goes ----------------------------------------------------------------------------------------------------
+
+
+def test_an_ended_tasks_workspaces_go_and_no_other(tmp_path: Path, task_id: str) -> None:
+    other = str(uuid.uuid4())
+    for each in (task_id, other):
+        download(tmp_path, each)
+    remove_workspaces(tmp_path, task_id)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{other}-1"]
+
+
+@pytest.mark.parametrize("status", Status)
+def test_the_workspace_of_a_killed_worker_is_swept_once_its_task_has_ended(
+    tmp_path: Path, task_id: str, status: Status
+) -> None:
+    kill(hold(tmp_path, task_id))
+    swept = sweep(tmp_path, {task_id: status})
+    assert swept == ([f"{task_id}-1"] if status in TERMINAL else [])
+    assert (tmp_path / f"{task_id}-1").exists() is (status not in TERMINAL)
 
 
 def test_a_workspace_in_use_is_not_swept_whoever_uses_it(tmp_path: Path, task_id: str) -> None:
     worker = hold(tmp_path, task_id)
     try:
-        assert sweep_workspaces(tmp_path) == []
-        assert (tmp_path / f"{task_id}-1" / "000001").read_text() == "x"
+        assert sweep(tmp_path, {task_id: Status.COMPLETED}) == []
+        assert len(list((tmp_path / f"{task_id}-1").iterdir())) == 1
     finally:
-        worker.send_signal(signal.SIGKILL)
-        worker.communicate()
+        kill(worker)
 
 
-def test_the_workspace_of_a_killed_worker_is_swept(tmp_path: Path, task_id: str) -> None:
-    worker = hold(tmp_path, task_id)
-    worker.send_signal(signal.SIGKILL)
-    worker.communicate()
-    assert sweep_workspaces(tmp_path) == [f"{task_id}-1"]
+def test_a_strangers_workspace_is_swept_when_it_is_old(tmp_path: Path, task_id: str) -> None:
+    download(tmp_path, task_id)
+    assert sweep(tmp_path, {}) == []
+    os.utime(tmp_path / f"{task_id}-1", times=(time.time() - 4000,) * 2)
+    assert sweep(tmp_path, {}) == [f"{task_id}-1"]
     assert list(tmp_path.iterdir()) == []
-    assert sweep_workspaces(tmp_path) == []
+
+
+def test_a_lock_without_a_folder_is_swept(tmp_path: Path, task_id: str) -> None:
+    (tmp_path / f"{task_id}-1.lock").touch()
+    sweep(tmp_path, {task_id: Status.PENDING})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_for_want_of_disk_idle_workspaces_of_other_tasks_go_the_oldest_first(tmp_path: Path, task_id: str) -> None:
+    others = [str(uuid.uuid4()) for _ in range(3)]
+    for age, each in enumerate([task_id, *others]):
+        download(tmp_path, each)
+        os.utime(tmp_path / f"{each}-1", times=(time.time() - 1000 + age,) * 2)
+    worker = hold(tmp_path, busy := str(uuid.uuid4()))
+    try:
+        going = remove_oldest(tmp_path, but_of=task_id)
+        assert next(going) == f"{others[0]}-1"
+        assert not (tmp_path / f"{others[0]}-1").exists()
+        assert (tmp_path / f"{others[1]}-1").exists()
+        assert list(going) == [f"{other}-1" for other in others[1:]]
+    finally:
+        kill(worker)
+    assert {path.name.removesuffix(".lock") for path in tmp_path.iterdir()} == {f"{task_id}-1", f"{busy}-1"}
 
 
 def test_what_is_no_workspace_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "somebody").mkdir()
-    assert sweep_workspaces(tmp_path) == []
+    assert sweep(tmp_path, {}) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "somebody"]
-    assert sweep_workspaces(tmp_path / "missing") == []
+    assert sweep(tmp_path / "missing", {}) == []
 
 
 def test_sweeps_and_new_workspaces_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -87,16 +243,16 @@ def test_sweeps_and_new_workspaces_do_not_disturb_each_other(tmp_path: Path) -> 
             sys.executable,
             "-c",
             "import sys; from pathlib import Path; from ncr_upload.application.workspace import sweep_workspaces\n"
-            "while True: sweep_workspaces(Path(sys.argv[1]))",
+            "from ncr_upload.domain.jobs import Status\n"
+            "while True: sweep_workspaces(Path(sys.argv[1]), lambda ids: dict.fromkeys(ids, Status.COMPLETED))",
             str(tmp_path),
         ],
-        env=dict(os.environ),
     )
     try:
         for _ in range(300):
             with Workspace(tmp_path, str(uuid.uuid4()), 1) as workspace:
-                workspace.place(1).write_text("x")
-                assert workspace.place(1).read_text() == "x"
+                workspace.place("key").write_text("x")
+                assert workspace.place("key").read_text() == "x"
     finally:
         sweeping.kill()
         sweeping.wait()

@@ -341,3 +341,12 @@ def _ids(answer: object) -> list[str]:
     assert isinstance(answer, list)
     assert all(isinstance(task, Task) for task in answer)
     return [task.task_id for task in answer]
+
+
+def test_the_ledger_tells_the_status_of_the_tasks_it_knows(ledger: Ledger) -> None:
+    running, ended = ledger.accept("job-1", "job-2")
+    ledger.claim(running)
+    ledger.submissions.cancel(ended.task_id)
+    found = ledger.cleaning.find_statuses([running.task_id, "never-issued", ended.task_id])
+    assert found == {running.task_id: Status.PROCESSING, ended.task_id: Status.CANCELLED}
+    assert ledger.cleaning.find_statuses([]) == {}

@@ -11,6 +11,7 @@ from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus, post_quietly
 from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, remove_staging
 from ncr_upload.application.ports import StatusBoard, Submissions
+from ncr_upload.application.workspace import remove_workspaces
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
 from ncr_upload.domain.retries import ErrorClass, GiveUp, Retry, RetryLimits, classify, plan_retry
@@ -67,6 +68,8 @@ def run_task(task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Re
     failure = _attempt(claim, ports, options, reach)
     task = ports.submissions.task(task_id)
     assert task is not None
+    if task.finished_at is not None:
+        remove_workspaces(options.pipeline.work_dir, task_id)
     if not isinstance(failure, LeaseLost):
         post_quietly(ports.board, task, fence=claim.fence, live=task.finished_at is None)
     return Settled(task, failure, unexpected=failure is not None and not isinstance(failure, DeliveryError))

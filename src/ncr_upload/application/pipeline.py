@@ -27,8 +27,8 @@ from ncr_upload.application.ports import (
     Validator,
     Verdict,
 )
-from ncr_upload.application.workspace import Workspace
-from ncr_upload.domain.admission import AdmissionLimits, Defer, decide
+from ncr_upload.application.workspace import Workspace, remove_oldest
+from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defer, decide
 from ncr_upload.domain.errors import CancelRequested, Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
@@ -85,6 +85,7 @@ class Delivery:
         self.live = live
         self.announced_publish = claim.publish_fence is not None
         self.reach = reach
+        self.kept_files = 0
 
     async def run(self) -> None:
         """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
@@ -152,15 +153,17 @@ class Delivery:
         """Fetch in parallel; each finished file enters, in the plan's order, the zip that streams to the validator."""
         objects = await self._stat_all(plan)
         total_bytes = sum(found.size for found in objects)
-        self._require_room(total_bytes)
+        here = await asyncio.to_thread(workspace.clear_all_but, objects)
+        await self._require_room(sum(found.size for found in objects if found.key not in here))
         self.live.know(files=len(plan), bytes=total_bytes)
-        await self._advance(
-            Status.PROCESSING, Stage.DOWNLOAD, f"downloading {len(plan)} files, {total_bytes} bytes", total_bytes=total_bytes
-        )
+        message = f"downloading {len(plan)} files, {total_bytes} bytes"
+        message += f"; {len(here)} of them may be here from the attempt before" if here else ""
+        await self._advance(Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=total_bytes)
         self.reach("download:before")
         at_once = asyncio.Semaphore(self.options.download_concurrency)
         downloads = [
-            asyncio.create_task(self._fetch(planned, workspace.place(number), at_once)) for number, planned in enumerate(plan)
+            asyncio.create_task(self._fetch(planned, found, workspace, at_once))
+            for planned, found in zip(plan, objects, strict=True)
         ]
         judging = asyncio.create_task(self._judge(downloads))
         try:
@@ -182,14 +185,13 @@ class Delivery:
             raise _summarised(failures)
         return [answer for answer in found if isinstance(answer, ObjectInfo)]
 
-    def _require_room(self, needed_disk_bytes: int) -> None:
-        """Memory and disk for the download, or the job waits without spending an attempt."""
-        decision = decide(
-            memory_used_percent=self.ports.host.memory().used_percent,
-            limits=self.options.admission,
-            free_disk_bytes=self.ports.host.free_disk(self.options.work_dir),
-            needed_disk_bytes=needed_disk_bytes,
-        )
+    async def _require_room(self, needed_disk_bytes: int) -> None:
+        """Memory and disk for the download, or the job waits without spending an attempt. What other tasks keep on the disk
+        for their next attempts goes first."""
+        kept_by_others = remove_oldest(self.options.work_dir, but_of=self.task.task_id)
+        while isinstance(decision := self._decide(needed_disk_bytes), Defer) and decision.code == DISK_SHORT:
+            if await asyncio.to_thread(next, kept_by_others, None) is None:
+                break
         if isinstance(decision, Defer):
             raise Deferred(
                 decision.code,
@@ -197,9 +199,26 @@ class Delivery:
                 f"Free memory or disk there (WORK_DIR is {self.options.work_dir}); the job waits and spends no attempt.",
             )
 
-    async def _fetch(self, planned: PlannedFile, to: Path, at_once: asyncio.Semaphore) -> LocalFile:
+    def _decide(self, needed_disk_bytes: int) -> Admit | Defer:
+        return decide(
+            memory_used_percent=self.ports.host.memory().used_percent,
+            limits=self.options.admission,
+            free_disk_bytes=self.ports.host.free_disk(self.options.work_dir),
+            needed_disk_bytes=needed_disk_bytes,
+        )
+
+    async def _fetch(
+        self, planned: PlannedFile, found: ObjectInfo, workspace: Workspace, at_once: asyncio.Semaphore
+    ) -> LocalFile:
+        to = workspace.place(planned.key)
         async with at_once:
-            fetched = await self.ports.store.fetch(planned.key, to, self.live.add_bytes)
+            fetched = await asyncio.to_thread(workspace.find, found)
+            if fetched is not None:
+                self.kept_files += 1
+                self.live.add_bytes(fetched.size)
+            else:
+                fetched = await self.ports.store.fetch(planned.key, to, self.live.add_bytes)
+                workspace.note(planned.key, fetched)
         file = PackageFile(planned.key, planned.target, fetched.size, fetched.sha256, fetched.crc32, fetched.etag)
         return LocalFile(file, to)
 
@@ -209,9 +228,10 @@ class Delivery:
                 yield await asyncio.shield(download)
             self.reach("download:after")
             self.reach("validate:before")
-            await self._advance(
-                Status.PROCESSING, Stage.VALIDATE, f"downloaded {len(downloads)} files; the validator judges the zip"
-            )
+            kept, files = self.kept_files, len(downloads)
+            fetched = f"kept {kept} of {files} files from the attempt before, downloaded {files - kept}"
+            message = fetched if kept else f"downloaded {files} files"
+            await self._advance(Status.PROCESSING, Stage.VALIDATE, f"{message}; the validator judges the zip")
 
         assert self.task.sku is not None
         try:

@@ -349,7 +349,10 @@ class Recovery(Protocol):
 
 
 class Cleaning(Protocol):
-    """Which ended tasks may still have staging folders at the destination."""
+    """Which tasks may still have staging folders at the destination, or a workspace on a host, that nobody needs."""
+
+    def find_statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
+        """The status of each of these tasks that the ledger knows."""
 
     def unclean(self, limit: int) -> list[str]:
         """Ended tasks whose staging nobody is removing now."""

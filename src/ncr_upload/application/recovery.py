@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ncr_upload.application.live import post_quietly
 from ncr_upload.application.ports import Cleaning, JobQueue, Recovery, StatusBoard, Submissions
-from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.retries import ErrorClass
 
@@ -33,15 +31,13 @@ class Swept:
     released: int
     rung: int
     given_up: tuple[str, ...]
-    workspaces: int
 
 
-def sweep(ports: SweepPorts, *, batch_size: int, work_dir: Path) -> Swept:
+def sweep(ports: SweepPorts, *, batch_size: int) -> Swept:
     """Release batch jobs, end what killed its worker every time, ring for what is due. Raises `Unavailable`."""
     given_up = _give_up_exhausted(ports)
     released = ports.recovery.release_batch_jobs(batch_size)
-    removed = sweep_workspaces(work_dir)
-    return Swept(len(released), _ring_due(ports), tuple(given_up), len(removed))
+    return Swept(len(released), _ring_due(ports), tuple(given_up))
 
 
 def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:

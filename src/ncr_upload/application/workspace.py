@@ -1,79 +1,219 @@
-"""The folder on this host that one attempt downloads into."""
+"""The folder on this host that an attempt downloads into, and that waits there for the task's next attempt."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-FOLDER = re.compile(r"[0-9a-f-]{36}-\d+")
+from ncr_upload.application.ports import Fetched, ObjectInfo
+from ncr_upload.domain.errors import Deferred
+from ncr_upload.domain.jobs import TERMINAL, Status
+
+FOLDER = re.compile(r"(?P<task>[0-9a-f-]{36})-(?P<fence>\d+)")
 LOCK_SUFFIX = ".lock"
+RECORD_SUFFIX = ".json"
+CHUNK_BYTES = 1024 * 1024
+STRANGER_SECONDS = 3600
+"""How long the workspace of a task that this ledger does not know is left alone: it may be another installation's."""
 
 
 class Workspace:
-    """`{work_dir}/{task_id}-{fence}`: made empty on entry, gone on exit, whatever happened in between.
+    """`{work_dir}/{task_id}-{fence}`, with what the task's attempt before downloaded on this host, if anything.
 
-    No two attempts ever share one, because no two claims share a fence. Files are numbered, so no name from outside
-    becomes a path on this host. A lock beside the folder, which the kernel drops with its process, says that it is in use.
+    A lock beside the folder, which the kernel drops with its process, says that it is in use. Entering it takes over, by
+    one rename, the folder of the newest older fence that is not in use, so no two attempts ever share one. Leaving it keeps
+    it: `remove_workspaces` is for the end of the task. A file is named by the hash of its object key, so no name from
+    outside becomes a path on this host; once it is whole, a record beside it says which object it is.
     """
 
     def __init__(self, work_dir: Path, task_id: str, fence: int) -> None:
         self.path = work_dir / f"{task_id}-{fence}"
-        self._lock_path = self.path.with_name(self.path.name + LOCK_SUFFIX)
+        self._task_id = task_id
+        self._fence = fence
         self._lock = -1
 
     def __enter__(self) -> Workspace:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _take_lock(self._lock_path)
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(mode=0o700)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.path)
+            self._take_over()
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            if self._lock >= 0:
+                _drop_lock(self.path, self._lock)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Deferred(
+                "disk_full",
+                f"no room left in {self.path.parent} for a folder",
+                "Free space on the worker's disk or point WORK_DIR at a larger one; the job waits meanwhile.",
+            ) from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._lock_path.unlink(missing_ok=True)
-        os.close(self._lock)
+        with suppress(OSError):
+            os.utime(self.path)  # the oldest are those that have not been used for longest
+        _drop_lock(self.path, self._lock)
 
-    def place(self, number: int) -> Path:
-        """Where the file with this number goes."""
-        return self.path / f"{number:06d}"
+    def place(self, key: str) -> Path:
+        """Where the object with this key goes."""
+        return self.path / hashlib.sha256(key.encode()).hexdigest()
 
+    def note(self, key: str, fetched: Fetched) -> None:
+        """Record what is at the key's place. Without a record, for want of disk or time, the next attempt fetches it again."""
+        part = self.path / f".{uuid.uuid4().hex}.part"
+        with suppress(OSError):
+            part.write_text(json.dumps({"key": key, **asdict(fetched)}))
+            part.replace(self._record_path(key))
 
-def _take_lock(path: Path) -> int:
-    """An open file that holds the lock at `path`, and not one that a sweep has just unlinked."""
-    while True:
-        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    def clear_all_but(self, objects: Sequence[ObjectInfo]) -> set[str]:
+        """Remove every file that is not, by its record, one of these objects as they are now; the keys of the others."""
+        kept = {found.key for found in objects if self._read_record(found) is not None}
+        names = {name for key in kept for name in (self.place(key).name, self._record_path(key).name)}
+        for path in self.path.iterdir():
+            if path.name not in names:
+                path.unlink()
+        return kept
+
+    def find(self, wanted: ObjectInfo) -> Fetched | None:
+        """What an earlier attempt fetched, if it is this very object and its bytes still have the hashes that were recorded."""
+        recorded = self._read_record(wanted)
+        if recorded is None:
+            return None
+        sha256, crc32 = hashlib.sha256(), 0
+        with suppress(OSError), self.place(wanted.key).open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
+                crc32 = zlib.crc32(chunk, crc32)
+        return recorded if (sha256.hexdigest(), crc32) == (recorded.sha256, recorded.crc32) else None
+
+    def _read_record(self, wanted: ObjectInfo) -> Fetched | None:
+        """Without an ETag nothing tells an object from another one of its size."""
         try:
-            if os.fstat(lock).st_ino == path.stat().st_ino:
-                return lock
-        except FileNotFoundError:
-            pass
-        os.close(lock)
+            recorded = json.loads(self._record_path(wanted.key).read_text())
+            matches = recorded.pop("key") == wanted.key
+            fetched = Fetched(**recorded)
+            size = self.place(wanted.key).stat().st_size
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        matches = matches and bool(fetched.etag) and fetched.etag == wanted.etag
+        return fetched if matches and fetched.size == wanted.size == size else None
+
+    def _record_path(self, key: str) -> Path:
+        place = self.place(key)
+        return place.with_name(place.name + RECORD_SUFFIX)
+
+    def _take_over(self) -> None:
+        for folder in sorted(_workspaces(self.path.parent, self._task_id), key=_fence, reverse=True):
+            if _fence(folder) < self._fence and (lock := _try_lock(folder)) is not None:
+                if self.path.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    with suppress(FileNotFoundError):  # only its lock was left
+                        folder.rename(self.path)
+                _drop_lock(folder, lock)
 
 
-def sweep_workspaces(work_dir: Path) -> list[str]:
-    """Remove the workspaces whose worker is dead; their names. One in use stays, whoever uses it: another installation
-    may share the folder."""
-    if not work_dir.is_dir():
-        return []
-    names = {path.name.removesuffix(LOCK_SUFFIX) for path in work_dir.iterdir()}
-    return [name for name in sorted(names) if FOLDER.fullmatch(name) and _remove_unused(work_dir / name)]
+def remove_workspaces(work_dir: Path, task_id: str) -> None:
+    """Remove what the attempts of an ended task left on this host, but for one in use."""
+    for folder in _workspaces(work_dir, task_id):
+        _remove_idle(folder)
 
 
-def _remove_unused(folder: Path) -> bool:
-    lock_path = folder.with_name(folder.name + LOCK_SUFFIX)
-    lock = os.open(lock_path, os.O_CREAT | os.O_RDWR, 0o600)
+def remove_oldest(work_dir: Path, but_of: str) -> Iterator[str]:
+    """Remove idle workspaces of other tasks, one a step, the one that has waited longest first; their names."""
+    idle = [folder for folder in _workspaces(work_dir) if _task_of(folder) != but_of]
+    for folder in sorted(idle, key=_last_used):
+        if _remove_idle(folder):
+            yield folder.name
+
+
+def sweep_workspaces(work_dir: Path, find_statuses: Callable[[Sequence[str]], Mapping[str, Status]]) -> list[str]:
+    """Remove the idle workspaces of tasks that have ended, and of those that the ledger does not know once they are old;
+    their names. One in use stays, whoever uses it: another installation may share the folder."""
+    folders = _workspaces(work_dir)
+    statuses = find_statuses(sorted({_task_of(folder) for folder in folders})) if folders else {}
+
+    def may_go(folder: Path) -> bool:
+        if not folder.exists():
+            return True
+        status = statuses.get(_task_of(folder))
+        return status in TERMINAL if status else time.time() - _last_used(folder) > STRANGER_SECONDS
+
+    return [folder.name for folder in folders if may_go(folder) and _remove_idle(folder)]
+
+
+def _workspaces(work_dir: Path, task_id: str | None = None) -> list[Path]:
+    """Every workspace in the folder, of one task or of all; also one of which only the lock is left."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        names = {path.name.removesuffix(LOCK_SUFFIX) for path in work_dir.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = (FOLDER.fullmatch(name) for name in sorted(names))
+    return [work_dir / each[0] for each in found if each and task_id in (None, each["task"])]
+
+
+def _task_of(folder: Path) -> str:
+    return folder.name.rpartition("-")[0]
+
+
+def _fence(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove_idle(folder: Path) -> bool:
+    if (lock := _try_lock(folder)) is None:
         return False
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock_path.unlink(missing_ok=True)
-        return True
-    finally:
-        os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
+    _drop_lock(folder, lock)
+    return True
+
+
+def _take_lock(folder: Path) -> int:
+    while (lock := _try_lock(folder, wait=True)) is None:
+        pass
+    return lock
+
+
+def _try_lock(folder: Path, wait: bool = False) -> int | None:
+    """An open file that holds the folder's lock; None when somebody else has it, has just had it, or keeps us out."""
+    path = folder.with_name(folder.name + LOCK_SUFFIX)
+    try:
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except PermissionError:
+        if wait:
+            raise
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_ino == path.stat().st_ino:  # else its last holder has unlinked it meanwhile
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(lock)
+    return None
+
+
+def _drop_lock(folder: Path, lock: int) -> None:
+    folder.with_name(folder.name + LOCK_SUFFIX).unlink(missing_ok=True)
+    os.close(lock)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 MEMORY_RETRY_SECONDS = 15
 DISK_RETRY_SECONDS = 60
+DISK_SHORT = "disk_short"
 SPARE_DISK_BYTES = 64 * 1024 * 1024
 """Kept free beside a job's own files: logs, the embedded database and other tenants of the disk need some."""
 
@@ -46,7 +47,7 @@ def decide(
         )
     if free_disk_bytes is not None and free_disk_bytes < needed_disk_bytes + limits.spare_disk_bytes:
         return Defer(
-            "disk_short",
+            DISK_SHORT,
             f"the job needs {needed_disk_bytes} bytes of disk and {limits.spare_disk_bytes} must stay free, "
             f"but only {free_disk_bytes} are free",
             DISK_RETRY_SECONDS,

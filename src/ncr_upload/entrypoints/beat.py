@@ -39,12 +39,12 @@ def _keep_our_logs(**_: Any) -> None:
 def run_sweep() -> None:
     """One sweep: see `application.recovery`."""
     try:
-        swept = sweep(_sweep_parts(), batch_size=settings.batch_size, work_dir=settings.work_dir)
+        swept = sweep(_sweep_parts(), batch_size=settings.batch_size)
     except Unavailable as error:
         log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
         return
-    if swept.rung or swept.released or swept.given_up or swept.workspaces:
-        log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up), workspaces=swept.workspaces)
+    if swept.rung or swept.released or swept.given_up:
+        log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up))
 
 
 class SweepScheduler(Scheduler):  # type: ignore[misc]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +19,7 @@ from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts,
 from ncr_upload.application.recovery import SweepPorts, release_and_ring
 from ncr_upload.domain.errors import DeliveryError, Unavailable
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports, sweep_work_dir
 from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
@@ -42,6 +44,24 @@ def _sweep_parts(_process: int) -> SweepPorts:
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _keep_our_logs(**_: Any) -> None:
     set_up_logs(settings)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _begin_sweeping(**_: Any) -> None:
+    threading.Thread(target=_sweep_work_dir, name="workspaces", daemon=True).start()
+
+
+def _sweep_work_dir() -> None:
+    """On every host that has a WORK_DIR, from the worker's main process: beat may run elsewhere."""
+    while True:
+        try:
+            if removed := sweep_work_dir(settings):
+                log.info("workspaces_swept", removed=removed)
+        except Unavailable as error:
+            log.info("workspaces_left_for_now", code=error.code, reason=error.message)
+        except Exception:
+            log.exception("workspaces_not_swept")
+        time.sleep(settings.sweep_seconds)
 
 
 @app.task(name="ncr.run_job")  # type: ignore[untyped-decorator]

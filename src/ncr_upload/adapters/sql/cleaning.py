@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, Engine, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.tables import db_now, jobs
+from ncr_upload.domain.jobs import Status
+
+IDS_AT_ONCE = 500
 
 
 class SqlCleaning:
@@ -13,6 +18,16 @@ class SqlCleaning:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def find_statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
+        """See `Cleaning.find_statuses`."""
+        found: dict[str, Status] = {}
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            for start in range(0, len(task_ids), IDS_AT_ONCE):
+                some = task_ids[start : start + IDS_AT_ONCE]
+                rows = connection.execute(select(jobs.c.task_id, jobs.c.status).where(jobs.c.task_id.in_(some)))
+                found.update((row.task_id, Status(row.status)) for row in rows)
+        return found
 
     def unclean(self, limit: int) -> list[str]:
         """See `Cleaning.unclean`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -18,7 +18,9 @@ from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.recovery import SweepPorts
+from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.settings import Settings
 from ncr_upload.migrations.apply import LOCK_SECONDS, current_revision, downgrade, newest_revision, upgrade
 
@@ -146,6 +148,19 @@ def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
         queue=make_queue(settings, app),
         board=make_board(settings),
     )
+
+
+def sweep_work_dir(settings: Settings) -> list[str]:
+    """Remove the workspaces on this host that no task needs any more; their names. Raises `Unavailable`."""
+
+    def find_statuses(task_ids: Sequence[str]) -> dict[str, Status]:
+        engine = make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS)
+        try:
+            return SqlCleaning(engine).find_statuses(task_ids)
+        finally:
+            engine.dispose()  # no connection is open when the worker forks its next child
+
+    return sweep_workspaces(settings.work_dir, find_statuses)
 
 
 def _redis_place(settings: Settings) -> str:
