@@ -19,6 +19,8 @@ from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, r
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
 from ncr_upload.domain.packages import PackageFile
+from ncr_upload.domain.parking import Parked, plan_probing
+from ncr_upload.domain.retries import LOOKS, count_attempt
 
 
 @dataclass
@@ -29,6 +31,7 @@ class _Row:
     publish_fence: int | None = None
     staging_due_at: float | None = None
     worker: str | None = None
+    waits_for: str | None = None
     cancel_requested: bool = False
     files: tuple[PackageFile, ...] = ()
     events: list[Event] = field(default_factory=list)
@@ -37,9 +40,21 @@ class _Row:
     def is_live(self) -> bool:
         return self.task.status in LIVE
 
+    @property
+    def has_attempt_left(self) -> bool:
+        looks = LOOKS if self.publish_fence is not None else 0
+        return self.task.attempt < self.task.max_attempts + looks
+
+
+@dataclass
+class _Destination:
+    parked: Parked
+    probe_seconds: float
+    healed_at: float | None = None
+
 
 class MemoryLedger:
-    """`Submissions`, `Claims`, `Recovery` and `Cleaning` in a dictionary."""
+    """`Submissions`, `Claims`, `Recovery`, `Cleaning`, `Parking` and `Duties` in dictionaries."""
 
     def __init__(self, *, max_attempts: int = 3, clock: Callable[[], float] = time.time) -> None:
         self._max_attempts = max_attempts
@@ -48,6 +63,8 @@ class MemoryLedger:
         self._batches: dict[str, float] = {}
         self._conflicts: dict[str, list[AlreadyLive]] = {}
         self._keys: dict[str, tuple[str, list[Task]]] = {}
+        self._destinations: dict[str, _Destination] = {}
+        self._duties: dict[str, float] = {}
         self._lock = threading.RLock()
 
     # --- Submissions
@@ -194,13 +211,14 @@ class MemoryLedger:
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         with self._lock:
             row = self._rows.get(task_id)
-            if row is None or not self._is_due(row) or row.task.attempt >= row.task.max_attempts:
+            if row is None or not self._is_due(row) or not row.has_attempt_left:
                 return None
             now = self._clock()
             taken_over = f"the lease of worker {row.worker} ran out, and another worker has taken the job over"
             why = "a worker has taken the job" if row.worker is None else taken_over
             row.fence += 1
             row.worker = worker
+            row.waits_for = None
             row.claimable_at = now + lease_seconds
             self._change(
                 row,
@@ -212,7 +230,7 @@ class MemoryLedger:
                 due_at=None,
                 problem=None,
             )
-            self._note(row, "claimed", worker, f"{why}: attempt {row.task.attempt} of {row.task.max_attempts} begins")
+            self._note(row, "claimed", worker, f"{why}: {count_attempt(row.task.attempt, row.task.max_attempts)} begins")
             return Claim(row.task, row.fence, worker, lease_seconds, row.cancel_requested, row.publish_fence)
 
     def renew(self, claim: Claim) -> None:
@@ -280,12 +298,22 @@ class MemoryLedger:
             self._change(row, status=status, stage=stage, message=message, problem=problem, finished_at=self._clock())
             self._note(row, status.value, claim.worker, message)
 
-    def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
+    def put_back(
+        self,
+        claim: Claim,
+        *,
+        problem: Problem,
+        message: str,
+        delay_seconds: float,
+        spend_attempt: bool,
+        waits_for: str | None = None,
+    ) -> None:
         with self._lock:
             row = self._movable(claim, Status.PENDING)
             if row.cancel_requested:
                 raise CancelRequested(claim.task.task_id)
             row.worker = None
+            row.waits_for = waits_for
             row.claimable_at = self._clock() + delay_seconds
             self._change(
                 row,
@@ -308,13 +336,13 @@ class MemoryLedger:
 
     def _claimable(self, limit: int, *, abandoned: bool) -> list[str]:
         with self._lock:
-            found = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt < row.task.max_attempts]
+            found = [row for row in self._rows.values() if self._is_due(row) and row.has_attempt_left]
             due = [row for row in found if (row.worker is not None) is abandoned]
             return [row.task.task_id for row in sorted(due, key=lambda row: row.claimable_at or 0)[:limit]]
 
     def exhausted(self, limit: int) -> list[Task]:
         with self._lock:
-            rows = [row for row in self._rows.values() if self._is_due(row) and row.task.attempt >= row.task.max_attempts]
+            rows = [row for row in self._rows.values() if self._is_due(row) and not row.has_attempt_left]
             return [row.task for row in rows[:limit]]
 
     def give_up(self, task: Task, problem: Problem) -> bool:
@@ -375,7 +403,87 @@ class MemoryLedger:
     def _is_unclean(self, row: _Row) -> bool:
         return not row.is_live and row.staging_due_at is not None and row.staging_due_at <= self._clock()
 
+    # --- Parking
+
+    def park(self, destination: str, problem: Problem, probe_seconds: float) -> tuple[Parked, bool]:
+        with self._lock:
+            known = self._destinations.get(destination)
+            if known is not None and known.healed_at is None:
+                return self._read_parked(known), False
+            now = self._clock()
+            healthy = now - known.healed_at if known is not None and known.healed_at is not None else None
+            seconds = plan_probing(probe_seconds, known.probe_seconds if known else None, healthy)
+            parked = Parked(destination, now, problem.code, problem.message, problem.next_step, now + seconds, seconds, 0)
+            self._destinations[destination] = _Destination(parked, seconds)
+            return parked, True
+
+    def find_parked(self, destination: str) -> Parked | None:
+        known = self._destinations.get(destination)
+        return None if known is None or known.healed_at is not None else self._read_parked(known)
+
+    def _read_parked(self, known: _Destination) -> Parked:
+        return replace(known.parked, seconds_to_probe=max(0.0, known.parked.probe_at - self._clock()))
+
+    def probe_due(self) -> bool:
+        return any(self._probe_is_due(known) for known in self._destinations.values())
+
+    def _probe_is_due(self, known: _Destination) -> bool:
+        return known.healed_at is None and known.parked.probe_at <= self._clock()
+
+    def take_probe(self, destination: str, hold_seconds: float) -> bool:
+        with self._lock:
+            known = self._destinations.get(destination)
+            if known is None or not self._probe_is_due(known):
+                return False
+            known.parked = replace(known.parked, probe_at=self._clock() + hold_seconds)
+            return True
+
+    def stay_parked(
+        self, destination: str, problem: Problem, *, tell: Callable[[Parked], str], wait_seconds: float, park_seconds: float
+    ) -> None:
+        with self._lock:
+            known = self._destinations.get(destination)
+            if known is None or known.healed_at is not None:
+                return
+            cause = {"code": problem.code, "message": problem.message, "next_step": problem.next_step}
+            probe_at = self._clock() + known.probe_seconds
+            known.parked = replace(known.parked, probe_at=probe_at, probes=known.parked.probes + 1, **cause)
+            for row in self._waiting_for(destination):
+                row.claimable_at = min(probe_at + wait_seconds, row.task.created_at + park_seconds)
+                message = tell(self._read_parked(known))
+                row.task = replace(row.task, message=message, problem=problem, due_at=row.claimable_at)
+
+    def heal(self, destination: str, message: str) -> int:
+        with self._lock:
+            if destination in self._destinations and self._destinations[destination].healed_at is None:
+                self._destinations[destination].healed_at = self._clock()
+            waiting = self._waiting_for(destination)
+            for row in waiting:
+                row.waits_for, row.claimable_at = None, self._clock()
+                self._change(row, message=message, problem=None, due_at=row.claimable_at)
+                self._note(row, "unparked", "probe", message)
+            return len(waiting)
+
+    def _waiting_for(self, destination: str) -> list[_Row]:
+        return [row for row in self._rows.values() if row.waits_for == destination and row.worker is None and row.is_live]
+
+    # --- Duties
+
+    def due_duties(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if self._duties.get(name, 0) <= self._clock()]
+
+    def take_duty(self, name: str, every_seconds: float) -> bool:
+        with self._lock:
+            due = self._duties.get(name, 0) <= self._clock()
+            if due:
+                self._duties[name] = self._clock() + every_seconds
+            return due
+
     # --- for tests
+
+    def make_probe_due(self) -> None:
+        for known in self._destinations.values():
+            known.parked = replace(known.parked, probe_at=1.0)
 
     def set_time(self, column: str, task_id: str) -> None:
         """`claimable_at` or `staging_due_at`, to long ago."""
@@ -400,7 +508,7 @@ class MemoryLedger:
 
     def _change(self, row: _Row, **changes: Any) -> None:
         task = replace(row.task, updated_at=self._clock(), **changes)
-        row.task = replace(task, progress=progress_percent(task.stage))
+        row.task = replace(task, progress=progress_percent(task.stage), publish_announced=row.publish_fence is not None)
 
     def _note(self, row: _Row, kind: str, actor: str, message: str) -> None:
         row.events.append(Event(self._clock(), row.task.attempt, row.task.stage, kind, actor, message))
@@ -455,11 +563,16 @@ class MemoryJobQueue:
         self.thawed.set()
         self.rung: list[str] = []
         self.rung_first: list[str] = []
+        self.duties: list[str] = []
         self._workers = workers
 
     def ring(self, task_id: str, *, first: bool = False) -> None:
         self._answer()
         (self.rung_first if first else self.rung).append(task_id)
+
+    def ring_duty(self, name: str) -> None:
+        self._answer()
+        self.duties.append(name)
 
     def depth(self, *, first: bool = False) -> int:
         self._answer()

@@ -10,9 +10,10 @@ from sqlalchemy import Engine, text
 from ledger_twin import MemoryLedger
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
+from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.ports import Claims, Cleaning, Recovery, Submissions
+from ncr_upload.application.ports import Claims, Cleaning, Duties, Parking, Recovery, Submissions
 from ncr_upload.domain.jobs import Claim, NewJob, Stage, Status, Task
 
 
@@ -24,6 +25,9 @@ class Ledger:
     claims: Claims
     recovery: Recovery
     cleaning: Cleaning
+    parking: Parking
+    duties: Duties
+    make_probe_due: Callable[[], None]
     set_time: Callable[[str, str], None]
     """Sets a column that holds a time to long ago, for the task with this id."""
 
@@ -67,10 +71,13 @@ def sql_ledger(engine: Engine) -> Ledger:
         SqlClaims(engine),
         SqlRecovery(engine),
         SqlCleaning(engine),
+        SqlParking(engine),
+        SqlDuties(engine),
+        lambda: run("UPDATE ncr_parked_destinations SET probe_at = 1 WHERE destination <> :t", ""),
         lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t", task_id),
     )
 
 
 def memory_ledger() -> Ledger:
     twin = MemoryLedger(max_attempts=3)
-    return Ledger(twin, twin, twin, twin, twin.set_time)
+    return Ledger(twin, twin, twin, twin, twin, twin, twin.make_probe_due, twin.set_time)

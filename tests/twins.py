@@ -99,10 +99,16 @@ class MemoryDropoff:
         self.deliveries: dict[str, Package] = {}
         self.staging: dict[tuple[str, int], Staging] = {}
         self.uploaded: list[str] = []
+        self.logins = 0
         self.failures: Failures = defaultdict(list)
+
+    @property
+    def destination(self) -> str:
+        return "partner@memory:/"
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[MemoryDropoffSession]:
+        self.logins += 1
         _fail_if_told(self.failures, "session")
         yield MemoryDropoffSession(self)
 
@@ -110,6 +116,9 @@ class MemoryDropoff:
 class MemoryDropoffSession:
     def __init__(self, place: MemoryDropoff) -> None:
         self._place = place
+
+    async def probe(self) -> None:
+        _fail_if_told(self._place.failures, "probe")
 
     async def adopt(self, task_id: str, fence: int) -> None:
         _fail_if_told(self._place.failures, "adopt")

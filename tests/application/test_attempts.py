@@ -12,20 +12,25 @@ from typing import Any
 
 import pytest
 
-from ledger_twin import MemoryHost, MemoryLedger, MemoryStatusBoard
+from fault_table import fault
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.crash_points import CRASH_POINTS
+from ncr_upload.application.duties import run_duty
+from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
+from ncr_upload.application.recovery import SweepPorts, sweep
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import DestinationParked, Rejected, Unavailable
-from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
+from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import SourceFile
-from ncr_upload.domain.retries import RetryLimits
+from ncr_upload.domain.retries import LOOKS, RetryLimits
 from twins import MemoryDropoff, MemoryObjectStore, MemoryValidator
 
 OBJECTS = {"a/GLB_files/x.glb": b"model" * 1000, "a/renders/front.jpg": b"jpeg" * 1000}
+PARKING = ParkingOptions(probe_seconds=30, park_seconds=3600)
 AWAY = Unavailable("validator_undecided", "the validator did not answer", "Look at it.")
 NO = Verdict(False, "Invalid", 200, "{}", ("error: SKU1/SKU1.glb is broken",))
 
@@ -91,10 +96,11 @@ class Worker:
         assert isinstance(accepted, Task)
         self.task_id = accepted.task_id
 
-    def run(self, reach: Callable[[str], None] = lambda _: None) -> Settled | None:
-        pipeline = PipelinePorts(
+    def ports(self) -> PipelinePorts:
+        return PipelinePorts(
             claims=self.ledger,
             cleaning=self.ledger,
+            parking=self.ledger,
             catalogue=self.catalogue,
             store=self.store,
             archiver=ZipArchiver(),
@@ -102,12 +108,15 @@ class Worker:
             dropoff=self.dropoff,
             host=self.host,
         )
+
+    def run(self, reach: Callable[[str], None] = lambda _: None) -> Settled | None:
+        pipeline = self.ports()
         options = WorkerOptions(
             name="w1",
             lease_seconds=20,
             lease_renew_seconds=self.lease_renew_seconds,
             retry_limits=RetryLimits(self.max_attempts, 5, 60),
-            park_seconds=3600,
+            parking=PARKING,
             pipeline=PipelineOptions(self.work_dir, "latest_date", "refuse", 4, AdmissionLimits(80)),
         )
         return run_task(self.task_id, WorkerPorts(pipeline, self.ledger, self.board), options, reach)
@@ -213,11 +222,193 @@ def test_a_rejection_of_one_object_wins_over_the_upload_it_breaks_off(worker: Wo
     assert worker.task.problem.code == "object_missing"
 
 
-def test_a_parked_destination_spends_no_attempt(worker: Worker) -> None:
-    worker.dropoff.failures["session"] = [DestinationParked("disk_full", "the partner's disk is full", "Make room there.")]
+FULL = DestinationParked("disk_full", "the partner's disk is full", "Make room there.")
+
+
+def test_a_parked_destination_spends_no_attempt_and_says_what_is_waited_for(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL]
     worker.run()
     assert (worker.task.status, worker.task.attempt) == (Status.PENDING, 0)
-    assert "parked" in worker.task.message
+    for words in ("parked", "since", "the partner's disk is full", "Make room there.", "next probe at", "attempt 1 of 3"):
+        assert words in worker.task.message
+    assert worker.task.problem is not None
+    assert worker.task.problem.code == "disk_full"
+
+
+def probe(worker: Worker) -> None:
+    worker.ledger.make_probe_due()
+    run_duty("probe", worker.ports(), PARKING)
+
+
+def test_while_the_destination_is_parked_a_job_fetches_nothing_and_asks_it_nothing(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL]
+    worker.run()
+    fetched, logins = list(worker.store.fetched), worker.dropoff.logins
+    for _ in range(3):
+        worker.ledger.set_time("claimable_at", worker.task_id)
+        worker.run()
+    assert (worker.store.fetched, worker.dropoff.logins) == (fetched, logins)
+    assert (worker.task.status, worker.task.attempt) == (Status.PENDING, 0)
+    assert "the partner's disk is full" in worker.task.message
+
+
+def test_a_probe_that_fails_tells_the_waiting_jobs_and_one_that_works_lets_them_go_on(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL]
+    worker.run()
+    worker.dropoff.failures["probe"] = [DestinationParked("permission_denied", "permission denied", "Grant it.")]
+    probe(worker)
+    assert "permission denied" in worker.task.message
+    assert worker.ledger.due(10) == []
+    probe(worker)
+    assert worker.ledger.due(10) == [worker.task_id]
+    assert "works again" in worker.task.message
+    worker.run()
+    assert (worker.task.status, worker.task.attempt) == (Status.COMPLETED, 1)
+
+
+def test_nobody_probes_before_it_is_due(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL]
+    worker.run()
+    logins = worker.dropoff.logins
+    run_duty("probe", worker.ports(), PARKING)
+    assert worker.dropoff.logins == logins
+
+
+def test_a_probe_that_finds_the_server_away_leaves_it_parked(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL, Unavailable("sftp_unreachable", "nobody answers", "See whether it is up.")]
+    worker.run()
+    probe(worker)
+    assert "nobody answers" in worker.task.message
+    assert worker.ledger.find_parked(worker.dropoff.destination) is not None
+
+
+def test_a_destination_is_told_to_be_parked_and_to_be_well_once_not_for_each_job(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    worker.dropoff.failures["session"] = [FULL]
+    worker.run()
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.run()
+    probe(worker)
+    assert [(line.levelname, line.message.split(":")[0]) for line in caplog.records if "destination" in line.message] == [
+        ("WARNING", "destination_parked"),
+        ("INFO", "destination_recovered"),
+    ]
+
+
+def test_a_job_healed_before_it_was_known_to_wait_does_not_wait(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL]
+    put_back = worker.ledger.put_back
+
+    def heal_first(claim: Any, **how: Any) -> None:
+        worker.ledger.heal(worker.dropoff.destination, "it works again")
+        put_back(claim, **how)
+
+    worker.ledger.put_back = heal_first  # type: ignore[method-assign]
+    worker.run()
+    assert worker.ledger.due(10) == [worker.task_id]
+
+
+def test_a_job_that_waited_longer_than_park_hours_fails_with_the_cause(worker: Worker) -> None:
+    now = [1000.0]
+    worker = Worker(worker.work_dir, ledger=MemoryLedger(clock=lambda: now[0]))
+    worker.dropoff.failures["session"] = [FULL]
+    worker.run()
+    now[0] += 3601
+    worker.run()
+    assert worker.task.status is Status.FAILED
+    assert "the partner's disk is full" in worker.task.message
+    assert "PARK_HOURS" in worker.task.message
+
+
+def test_a_published_package_is_looked_for_although_the_destination_is_parked(worker: Worker) -> None:
+    def lose_the_database(reached: str) -> None:
+        if reached == "publish:after":
+            raise Unavailable("database_unavailable", "the database is away", "Look at it.")
+
+    worker.run(lose_the_database)
+    worker.ledger.park(worker.dropoff.destination, Problem("disk_full", "parked", "full", "Make room."), 30)
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing may catch it."""
+
+
+def die_at(point: str) -> Callable[[str], None]:
+    def die(reached: str) -> None:
+        if reached == point:
+            raise Killed
+
+    return die
+
+
+def die_often(worker: Worker, point: str, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(Killed):
+            worker.run(die_at(point))
+        worker.ledger.set_time("claimable_at", worker.task_id)
+
+
+def test_a_delivered_job_whose_worker_died_in_every_attempt_is_found_delivered(worker: Worker) -> None:
+    die_often(worker, "publish:after", 1)
+    die_often(worker, "record:before", 2)
+    assert worker.task.attempt == worker.task.max_attempts
+    assert worker.ledger.exhausted(10) == []
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert "look 1 of 3 after 3 attempts" in worker.ledger.history(worker.task_id)[-2].message
+    assert worker.catalogue.written.count("delivered") == 1
+
+
+def test_a_job_that_only_looks_and_finds_nothing_published_fails_and_fetches_nothing(worker: Worker) -> None:
+    die_often(worker, "publish:before", 3)
+    fetched = len(worker.store.fetched)
+    worker.run()
+    assert worker.task.status is Status.FAILED
+    assert worker.task.problem is not None
+    assert worker.task.problem.code == "worker_died"
+    assert "not visible" in worker.task.problem.message
+    assert len(worker.store.fetched) == fetched
+    assert worker.dropoff.deliveries == {}
+
+
+def test_looking_that_kills_its_worker_too_ends_and_warns_that_the_package_may_be_visible(
+    worker: Worker, tmp_path: Path
+) -> None:
+    die_often(worker, "publish:after", 1)
+    die_often(worker, "record:before", 5)
+    assert worker.run() is None
+    ports = SweepPorts(*[worker.ledger] * 5, MemoryJobQueue(), worker.board)  # type: ignore[arg-type]
+    swept = sweep(ports, batch_size=5)
+    assert swept.given_up == (worker.task_id,)
+    assert "may be visible as 'job-1'" in worker.task.message
+    assert worker.task.problem is not None
+    assert "job-1" in worker.task.problem.next_step
+
+
+@fault(
+    "Code: an unforeseen error", injector="an exception at a crash point", invariants="LH", outcome="failed after three tries"
+)
+@pytest.mark.parametrize("point", ["lookup:after", "stage:after", "record:before"])
+def test_an_error_nobody_foresaw_ends_after_bounded_tries(worker: Worker, point: str) -> None:
+    def break_down(reached: str) -> None:
+        if reached == point:
+            raise KeyError("password=hunter2")
+
+    unexpected = 0
+    while worker.task.status is Status.PENDING:
+        settled = worker.run(break_down)
+        assert settled is not None
+        unexpected += settled.unexpected
+        worker.ledger.set_time("claimable_at", worker.task_id)
+    assert worker.task.status is Status.FAILED
+    assert unexpected <= 3 + LOOKS
+    assert "attempt 1 of 3" in "".join(event.message for event in worker.ledger.history(worker.task_id))
+    assert "hunter2" not in worker.task.message
 
 
 def test_an_unforeseen_fault_is_settled_as_unknown_without_its_text(worker: Worker) -> None:

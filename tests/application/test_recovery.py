@@ -9,7 +9,7 @@ import pytest
 from ledger_twin import MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.application import recovery
 from ncr_upload.application.recovery import SweepPorts, sweep
-from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
+from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def queue() -> MemoryJobQueue:
 @pytest.fixture
 def sweep_once(ledger: MemoryLedger, queue: MemoryJobQueue) -> Callable[[], list[str]]:
     """Sweeps, and returns the tasks it rang for."""
-    ports = SweepPorts(ledger, ledger, ledger, queue, MemoryStatusBoard())
+    ports = SweepPorts(ledger, ledger, ledger, ledger, ledger, queue, MemoryStatusBoard())
 
     def run() -> list[str]:
         before = len(queue.rung)
@@ -97,3 +97,18 @@ def test_a_job_whose_ring_was_lost_is_rung_for_behind_more_waiting_ones_than_one
     for number in range(5):
         queue.ring(accept(ledger, now, f"job-{number}"))
     assert sweep_once() == [lost]
+
+
+def test_a_due_probe_is_rung_for_once_while_no_worker_has_heard(
+    ledger: MemoryLedger, queue: MemoryJobQueue, sweep_once: Callable[[], list[str]], now: list[float]
+) -> None:
+    ledger.park("partner@sftp:22:/", Problem("disk_full", "parked", "full", "Make room."), 30)
+    sweep_once()
+    assert "probe" not in queue.duties
+    now[0] += 31
+    sweep_once()
+    assert "probe" in queue.duties
+    queue.rung_first.append("as if the ring waited for a worker")
+    queue.duties.clear()
+    sweep_once()
+    assert queue.duties == []

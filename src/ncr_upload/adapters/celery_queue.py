@@ -17,6 +17,7 @@ RECOVERED_QUEUE = "ncr_recovered"
 """Read before QUEUE: what a dead worker left must not wait behind thousands of new jobs."""
 
 RUN_JOB = "ncr.run_job"
+RUN_DUTY = "ncr.run_duty"
 INSPECT_SECONDS = 1.0
 
 
@@ -72,8 +73,15 @@ class CeleryQueue:
 
     def ring(self, task_id: str, *, first: bool = False) -> None:
         """See `JobQueue.ring`."""
+        self._send(RUN_JOB, task_id, RECOVERED_QUEUE if first else QUEUE)
+
+    def ring_duty(self, name: str) -> None:
+        """See `JobQueue.ring_duty`."""
+        self._send(RUN_DUTY, name, RECOVERED_QUEUE)
+
+    def _send(self, task: str, argument: str, queue: str) -> None:
         try:
-            self._app.send_task(RUN_JOB, args=[task_id], queue=RECOVERED_QUEUE if first else QUEUE, retry=False)
+            self._app.send_task(task, args=[argument], queue=queue, retry=False)
         except (OperationalError, RedisError, OSError) as error:
             raise self._unavailable(error) from error
 

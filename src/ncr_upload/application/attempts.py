@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus, post_quietly
+from ncr_upload.application.parking import ParkingOptions, park, require_open, tell_parked
 from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, remove_staging
 from ncr_upload.application.ports import StatusBoard, Submissions
 from ncr_upload.application.workspace import remove_workspaces
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
-from ncr_upload.domain.retries import ErrorClass, GiveUp, Retry, RetryLimits, classify, plan_retry
+from ncr_upload.domain.parking import Parked
+from ncr_upload.domain.retries import LOOKS, ErrorClass, GiveUp, Retry, RetryLimits, classify, count_attempt, plan_retry
 
 CLEANING_SECONDS = 60.0
 """How long a worker has for removing an ended task's staging before another is sent."""
@@ -32,7 +34,7 @@ class WorkerOptions:
     lease_seconds: float
     lease_renew_seconds: float
     retry_limits: RetryLimits
-    park_seconds: float
+    parking: ParkingOptions
     pipeline: PipelineOptions
 
 
@@ -78,6 +80,7 @@ def run_task(task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Re
 def _clean_up_after(task_id: str, ports: PipelinePorts) -> None:
     if ports.cleaning.take_cleaning(task_id, CLEANING_SECONDS):
         try:
+            require_open(ports.parking, ports.dropoff.destination)
             asyncio.run(remove_staging(task_id, ports.dropoff, ports.cleaning))
         except DestinationParked as error:
             raise Unavailable(error.code, error.message, error.next_step) from error
@@ -129,7 +132,7 @@ def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> 
 
 
 def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> None:
-    """Write down how the attempt failed: to be tried again, or for good."""
+    """Write down how the attempt failed: to be tried again, to wait for the destination, or for good."""
     claim, claims = delivery.claim, delivery.ports.claims
     stage = delivery.live.stage
     if isinstance(failure, CancelRequested):
@@ -137,21 +140,14 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
         claims.finish(claim, status=Status.CANCELLED, stage=stage, message=failure.message, problem=problem)
         return
     error_class = classify(failure)
+    plan = _plan(delivery, failure, error_class, options)
+    attempt = count_attempt(claim.task.attempt, claim.task.max_attempts)
+    if isinstance(failure, DestinationParked):
+        parked = park(delivery.ports.parking, delivery.ports.dropoff.destination, failure, options.parking)
+        if parked is not None and isinstance(plan, Retry):
+            _wait_for_probe(delivery, parked, plan, options)
+            return
     problem = describe(failure, error_class, delivery.task)
-    plan = plan_retry(
-        error_class,
-        claim.task.attempt,
-        options.retry_limits,
-        random.random(),
-        retry_after_seconds=getattr(failure, "retry_after_seconds", None),
-    )
-    if isinstance(plan, GiveUp) and delivery.announced_publish:
-        # The package may be visible. Not to be given up before an attempt has looked.
-        plan = Retry(UNSURE_SECONDS, spend_attempt=False)
-    waited = claim.task.updated_at - claim.task.created_at
-    if isinstance(plan, Retry) and not plan.spend_attempt and waited > options.park_seconds:
-        plan = GiveUp(f"it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows")
-    attempt = f"attempt {claim.task.attempt} of {claim.task.max_attempts}"
     if isinstance(plan, Retry):
         spent = attempt if plan.spend_attempt else f"{attempt}, not counted"
         message = (
@@ -161,8 +157,58 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
             claim, problem=problem, message=message, delay_seconds=plan.delay_seconds, spend_attempt=plan.spend_attempt
         )
         return
+    if delivery.announced_publish:
+        problem = warn_of_delivery(problem, claim.task)
     message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}; given up: {plan.reason})"
     claims.finish(claim, status=Status.FAILED, stage=stage, message=message, problem=problem)
+
+
+def _plan(delivery: Delivery, failure: Exception, error_class: ErrorClass, options: WorkerOptions) -> Retry | GiveUp:
+    task = delivery.claim.task
+    plan = plan_retry(
+        error_class,
+        task.attempt,
+        options.retry_limits,
+        random.random(),
+        retry_after_seconds=getattr(failure, "retry_after_seconds", None),
+    )
+    if isinstance(plan, GiveUp) and delivery.announced_publish:
+        # The package may be visible. Not to be given up before an attempt has looked, unless looking itself fails oddly.
+        odd = error_class is ErrorClass.UNKNOWN
+        if not odd or task.attempt < task.max_attempts + LOOKS:
+            plan = Retry(UNSURE_SECONDS, spend_attempt=odd)
+    waited = task.updated_at - task.created_at
+    if isinstance(plan, Retry) and not plan.spend_attempt and waited > options.parking.park_seconds:
+        return GiveUp(f"it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows")
+    return plan
+
+
+def _wait_for_probe(delivery: Delivery, parked: Parked, plan: Retry, options: WorkerOptions) -> None:
+    """Put the task back until the destination is healed, but no longer than PARK_HOURS."""
+    claim, destination = delivery.claim, parked.destination
+    remaining_seconds = options.parking.park_seconds - (claim.task.updated_at - claim.task.created_at)
+    attempt = count_attempt(claim.task.attempt, claim.task.max_attempts)
+    problem = Problem(parked.code, ErrorClass.PARKED.value, parked.message, parked.next_step)
+    delivery.ports.claims.put_back(
+        claim,
+        problem=problem,
+        message=f"parked: {tell_parked(parked)}. {parked.next_step} ({attempt}, not counted)",
+        delay_seconds=max(1.0, min(parked.seconds_to_probe + plan.delay_seconds, remaining_seconds)),
+        spend_attempt=False,
+        waits_for=destination,
+    )
+    if delivery.ports.parking.find_parked(destination) is None:  # healed before it knew that this task waits
+        delivery.ports.parking.heal(destination, f"the destination {destination} works again")
+
+
+def warn_of_delivery(problem: Problem, task: Task) -> Problem:
+    """The problem of a task that is given up although its publish had been announced."""
+    return replace(
+        problem,
+        message=f"{problem.message}; its publish had begun, and the package may be visible as '{task.job_id}'",
+        next_step=f"{problem.next_step} Look whether '{task.job_id}' is complete at the destination: if so, only the studio's "
+        "rows are missing; if not, submit the job again, which replaces it whole.",
+    )
 
 
 def describe(failure: Exception, error_class: ErrorClass, task: Task) -> Problem:

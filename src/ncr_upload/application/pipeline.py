@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus
+from ncr_upload.application.parking import require_open
 from ncr_upload.application.ports import (
     Archiver,
     Catalogue,
@@ -22,6 +23,7 @@ from ncr_upload.application.ports import (
     LocalFile,
     ObjectInfo,
     ObjectStore,
+    Parking,
     Recording,
     StudioJob,
     Validator,
@@ -46,6 +48,7 @@ class PipelinePorts:
 
     claims: Claims
     cleaning: Cleaning
+    parking: Parking
     catalogue: Catalogue
     store: ObjectStore
     archiver: Archiver
@@ -93,6 +96,8 @@ class Delivery:
             raise CancelRequested(self.task.task_id)
         if await self.resume_publish():
             return
+        self.require_attempt()
+        await self.require_open_destination()
         source = await self.look_up()
         plan = await self.plan(source)
         with Workspace(self.options.work_dir, self.task.task_id, self.claim.fence) as workspace:
@@ -101,6 +106,7 @@ class Delivery:
                 await self.refuse(verdict)
                 return
             await self.pass_validation(verdict)
+            await self.require_open_destination()
             async with self.ports.dropoff.session() as destination:
                 await self.stage(destination, package)
                 await self.publish(destination)
@@ -122,6 +128,20 @@ class Delivery:
             await self.record()
             await self.clean_up(destination)
             return True
+
+    def require_attempt(self) -> None:
+        """Whether this claim may do more than look for an announced publish. Raises `Rejected`."""
+        if self.claim.looks_only:
+            raise Rejected(
+                "worker_died",
+                f"the worker died or lost its lease in each of {self.task.max_attempts} attempts, the last while publishing; "
+                "the package is not visible",
+                f"Look for task_id {self.task.task_id} in the workers' logs, then submit the job again.",
+            )
+
+    async def require_open_destination(self) -> None:
+        """Nothing is fetched for, nor asked of, a destination that is known to be parked. Raises `StillParked`."""
+        await self._call(require_open, self.ports.parking, self.ports.dropoff.destination)
 
     async def look_up(self) -> StudioJob:
         """SKU and gate."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ncr_upload.domain.batches import Share, WorkerRoom
 from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import PackageFile, SourceFile
+from ncr_upload.domain.parking import Parked
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes have moved; called from the event loop, must not block."""
@@ -114,11 +115,18 @@ class Dropoff(Protocol):
     differs), `Unavailable` for what may heal by itself.
     """
 
+    @property
+    def destination(self) -> str:
+        """Server, folder and login name in one line, no secret in it."""
+
     def session(self) -> AbstractAsyncContextManager[DropoffSession]:
         """Connect, with the host key pinned."""
 
 
 class DropoffSession(Protocol):
+    async def probe(self) -> None:
+        """Whether a job could deliver now: write a small file into the staging folder and remove it."""
+
     async def adopt(self, task_id: str, fence: int) -> None:
         """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence
         staged, which also takes it away from any worker that still holds the older fence. A delivery that was renamed
@@ -323,9 +331,18 @@ class Claims(Protocol):
         If the commit's answer is lost, the row itself is asked; calling it again after it worked is harmless.
         """
 
-    def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
-        """Give the task back to wait `delay_seconds`; an unspent attempt is not counted. Raises `CancelRequested` when
-        the caller has cancelled it meanwhile."""
+    def put_back(
+        self,
+        claim: Claim,
+        *,
+        problem: Problem,
+        message: str,
+        delay_seconds: float,
+        spend_attempt: bool,
+        waits_for: str | None = None,
+    ) -> None:
+        """Give the task back to wait `delay_seconds`, or until the parked destination `waits_for` is healed; an unspent
+        attempt is not counted. Raises `CancelRequested` when the caller has cancelled it meanwhile."""
 
 
 class Recovery(Protocol):
@@ -364,6 +381,41 @@ class Cleaning(Protocol):
         """The task's staging is gone."""
 
 
+class Parking(Protocol):
+    """Which destinations wait for an operator, one record each, and when each is probed next."""
+
+    def park(self, destination: str, problem: Problem, probe_seconds: float) -> tuple[Parked, bool]:
+        """Note that the destination is parked; whether it was not before."""
+
+    def find_parked(self, destination: str) -> Parked | None:
+        """None when it is not parked."""
+
+    def probe_due(self) -> bool:
+        """Whether any parked destination is to be probed now."""
+
+    def take_probe(self, destination: str, hold_seconds: float) -> bool:
+        """Whether the caller is to probe it; nobody else is told so for `hold_seconds`."""
+
+    def stay_parked(
+        self, destination: str, problem: Problem, *, tell: Callable[[Parked], str], wait_seconds: float, park_seconds: float
+    ) -> None:
+        """A probe failed: the next one is due after the same time as the last. Every task that waits for it is told so, and
+        looks again `wait_seconds` after that, but at the latest `park_seconds` after it was accepted."""
+
+    def heal(self, destination: str, message: str) -> int:
+        """The destination is parked no longer: every task that waits for it is due now, with `message` in its history.
+        How many they are."""
+
+
+class Duties(Protocol):
+    """What one worker at a time does for all, every so often."""
+
+    def due_duties(self, names: Sequence[str]) -> list[str]: ...
+
+    def take_duty(self, name: str, every_seconds: float) -> bool:
+        """Whether the caller is to do it now; nobody else is told so for `every_seconds`."""
+
+
 # --- Redis ------------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +437,9 @@ class JobQueue(Protocol):
 
     def ring(self, task_id: str, *, first: bool = False) -> None:
         """`first`: before all that was rung for without it. Raises `Unavailable` within a few seconds."""
+
+    def ring_duty(self, name: str) -> None:
+        """Tell some worker to look whether this duty is due. Before all jobs. Raises as `ring`."""
 
     def depth(self, *, first: bool = False) -> int:
         """Messages waiting, of those rung with the same `first`."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ncr_upload.application.attempts import warn_of_delivery
+from ncr_upload.application.duties import due_duties
 from ncr_upload.application.live import post_quietly
-from ncr_upload.application.ports import Cleaning, JobQueue, Recovery, StatusBoard, Submissions
+from ncr_upload.application.ports import Cleaning, Duties, JobQueue, Parking, Recovery, StatusBoard, Submissions
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.retries import ErrorClass
 
@@ -19,6 +21,8 @@ class SweepPorts:
 
     recovery: Recovery
     cleaning: Cleaning
+    parking: Parking
+    duties: Duties
     submissions: Submissions
     queue: JobQueue
     board: StatusBoard
@@ -37,6 +41,7 @@ def sweep(ports: SweepPorts, *, batch_size: int) -> Swept:
     """Release batch jobs, end what killed its worker every time, ring for what is due. Raises `Unavailable`."""
     given_up = _give_up_exhausted(ports)
     released = ports.recovery.release_batch_jobs(batch_size)
+    _ring_duties(ports)
     return Swept(len(released), _ring_due(ports), tuple(given_up))
 
 
@@ -46,6 +51,14 @@ def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:
     for task_id in released:
         ports.queue.ring(task_id)
     return len(released)
+
+
+def _ring_duties(ports: SweepPorts) -> None:
+    """While messages wait that workers read first, no worker is free, or the ring for a duty is among them."""
+    due = due_duties(ports.duties, ports.parking)
+    if due and ports.queue.depth(first=True) == 0:
+        for duty in due:
+            ports.queue.ring_duty(duty)
 
 
 def _ring_due(ports: SweepPorts) -> int:
@@ -79,6 +92,8 @@ def _give_up_exhausted(ports: SweepPorts) -> list[str]:
             f"the worker died or lost its lease in stage '{task.stage}' in each of {task.attempt} attempts",
             f"Look for task_id {task.task_id} in the workers' logs and for killed processes (memory?), then submit it again.",
         )
+        if task.publish_announced:
+            problem = warn_of_delivery(problem, task)
         if ports.recovery.give_up(task, problem):
             ended.append(task.task_id)
             failed = ports.submissions.task(task.task_id)

@@ -4,6 +4,7 @@
     ├── Rejected          bad data or a missing thing: terminal, never retried
     ├── Unavailable       a part did not answer or answered nonsense: retried with backoff
     ├── DestinationParked the destination needs an operator (disk full, host key, login): jobs wait, no attempt spent
+    │   └── StillParked   an earlier job found it so; this one has not asked
     ├── Deferred          not enough memory or disk here, now: no attempt spent
     ├── LeaseLost         another worker owns the job now: stop at once, touch nothing more
     └── CancelRequested   the caller asked for the job to stop
@@ -48,6 +49,10 @@ class Unavailable(DeliveryError):
 
 class DestinationParked(DeliveryError):
     """The destination refuses every job until an operator acts there."""
+
+
+class StillParked(DestinationParked):
+    """Known to be parked: the job waits for the probe without asking the destination."""
 
 
 class Deferred(DeliveryError):

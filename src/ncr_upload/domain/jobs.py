@@ -126,6 +126,8 @@ class Task:
     files: int | None = None
     bytes: int | None = None
     problem: Problem | None = None
+    publish_announced: bool = False
+    """Whether an attempt was about to publish, or has, and nobody has looked since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,12 @@ class Claim:
     lease_seconds: float
     cancel_requested: bool = False
     publish_fence: int | None = None
-    """The fence of an earlier attempt that had announced its publish renames, if any (see `Dropoff.find_publish`)."""
+    """The fence of an earlier attempt that had announced its publish renames, if any (see `DropoffSession.is_published`)."""
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether the attempts are spent, and this is only to see if an announced publish has happened."""
+        return self.task.attempt > self.task.max_attempts
 
 
 @dataclass(frozen=True, slots=True)

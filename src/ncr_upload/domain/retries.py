@@ -15,6 +15,9 @@ from ncr_upload.domain.errors import (
     Unavailable,
 )
 
+LOOKS = 3
+"""After its last attempt, a task whose publish was announced gets so many more that only look whether it happened."""
+
 
 class ErrorClass(StrEnum):
     """What may be done about a failure (wire format: `Problem.error_class`)."""
@@ -71,7 +74,8 @@ class GiveUp:
 
 
 def find_policy(error_class: ErrorClass, limits: RetryLimits) -> Policy:
-    """The whole policy. Waiting jobs (parked, deferred) look again at a steady pace: their attempt number stands still."""
+    """The whole policy (docs/state_machine.md shows it). Waiting jobs look again at a steady pace: their attempt number stands
+    still. A parked job does so only when the probe of its destination has not told it how things are."""
     return {
         ErrorClass.TRANSIENT: Policy(limits.max_attempts, limits.base_seconds, True, "a part did not answer"),
         ErrorClass.UNKNOWN: Policy(min(3, limits.max_attempts), limits.base_seconds, True, "an unforeseen error"),
@@ -107,3 +111,10 @@ def plan_retry(
     backoff_seconds = min(policy.base_seconds * 2**doublings, limits.max_seconds) * (1 + jitter) / 2
     asked_seconds = min(retry_after_seconds or 0, limits.max_seconds)
     return Retry(max(backoff_seconds, asked_seconds), policy.spends_attempt)
+
+
+def count_attempt(attempt: int, max_attempts: int) -> str:
+    """Which attempt this is, in words. After the last come a few that only look whether the package is delivered."""
+    if attempt <= max_attempts:
+        return f"attempt {attempt} of {max_attempts}"
+    return f"look {attempt - max_attempts} of {LOOKS} after {max_attempts} attempts"

@@ -108,6 +108,7 @@ class Settings(BaseSettings):
     park_hours: float = Field(
         24, gt=0, description="How long a job waits for a parked destination or for room before it fails."
     )
+    probe_seconds: float = Field(30, gt=0, description="How often a parked destination is asked whether it works again.")
     lease_seconds: float = Field(20, gt=0)
     lease_renew_seconds: float = Field(5, gt=0)
     sweep_seconds: float = Field(3, gt=0)

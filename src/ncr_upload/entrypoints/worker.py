@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 from celery import signals
 
+from ncr_upload.application import duties
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.recovery import SweepPorts, release_and_ring
-from ncr_upload.domain.errors import DeliveryError, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
 from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports, sweep_work_dir
 from ncr_upload.entrypoints.crash import crash_points
@@ -80,6 +81,16 @@ def run_job(task_id: str) -> None:
                 _release_next()
 
 
+@app.task(name="ncr.run_duty")  # type: ignore[untyped-decorator]
+def run_duty(name: str) -> None:
+    """Look at the duty, and do it if it is due and nobody else does."""
+    try:
+        ports, options = _worker_parts(os.getpid())
+        duties.run_duty(name, ports.pipeline, options.parking)
+    except DeliveryError as error:
+        log.warning("duty_not_done", duty=name, code=error.code, reason=error.message, next_step=error.next_step)
+
+
 def _release_next() -> None:
     try:
         release_and_ring(_sweep_parts(os.getpid()), batch_size=settings.batch_size)
@@ -92,6 +103,8 @@ def _log(settled: Settled) -> None:
     facts = {"job_id": task.job_id, "status": task.status.value, "attempt": task.attempt, "outcome": task.message}
     if settled.unexpected:
         log.error("task_settled", **facts, exc_info=failure)
+    elif isinstance(failure, DestinationParked):
+        log.info("task_waits", **facts, code=failure.code)  # the warning is the destination's, once
     elif isinstance(failure, DeliveryError):
         log.warning("task_settled", **facts, code=failure.code)
     else:

@@ -16,6 +16,7 @@ import asyncio
 import json
 import posixpath
 import re
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -26,13 +27,15 @@ import asyncssh
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
 from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, at_most, disk_full
 from ncr_upload.application.ports import LocalFile, OnBytes
-from ncr_upload.domain.errors import DestinationParked, LeaseLost, Rejected, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Rejected, Unavailable
 
 STAGING = ".ncr-staging"
 MAX_BLOCK_BYTES = 256 * 1024
 BLOCKS_IN_FLIGHT = 8
 FILES_PER_CHANNEL = 2
 ROOM_FOR_MORE_BYTES = 1024 * 1024
+PROBE = "probe."
+PROBE_BYTES = 256 * 1024
 _FOLDER = re.compile(r"(?P<task>.+)-(?P<fence>\d+)(?P<state>\.new|\.gone)?")
 
 
@@ -44,6 +47,10 @@ class SftpDropoff:
         self._base = posixpath.normpath(base_dir) if base_dir else "."
         self._channels = channels
         self._timeout_seconds = timeout_seconds
+
+    @property
+    def destination(self) -> str:
+        return f"{self._login.username}@{self._login.address}:{self._base}"[:255]
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[SftpSession]:
@@ -69,6 +76,22 @@ class SftpSession:
         self._remote = first
         self._base = base
         self._channels = channels
+
+    # --- probing ------------------------------------------------------------------------------------------------
+
+    async def probe(self) -> None:
+        """The file is larger than what a full disk may still take in."""
+        staging = posixpath.join(self._base, STAGING)
+        path = posixpath.join(staging, PROBE + secrets.token_hex(8))
+        async with self._full_disk_told():
+            await self._remote.make_folders(staging)
+            try:
+                await self._remote.ask(f"write {path}", self._write(path, bytes(PROBE_BYTES)))
+            except DeliveryError:
+                with suppress(DeliveryError):
+                    await self._remote.remove_files([path])
+                raise
+            await self._remote.remove_files([path])
 
     # --- ownership ----------------------------------------------------------------------------------------------
 

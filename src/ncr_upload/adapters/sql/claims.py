@@ -9,12 +9,13 @@ from sqlalchemy import Connection, Engine, case, delete, func, insert, literal, 
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import problem_columns, read_task, write_event
+from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_task, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, may_follow
 from ncr_upload.domain.packages import PackageFile
+from ncr_upload.domain.retries import count_attempt
 
 CLEANING_GRACE_SECONDS = 10.0
 """An attempt that has just ended the task gets so long to remove its own staging before the sweeper sends another worker."""
@@ -35,7 +36,7 @@ class SqlClaims:
                 .where(
                     jobs.c.task_id == task_id,
                     jobs.c.claimable_at <= db_now(),
-                    jobs.c.attempt < jobs.c.max_attempts,
+                    has_attempt_left(),
                     jobs.c.status.in_([status.value for status in LIVE]),
                 )
                 .values(
@@ -46,6 +47,7 @@ class SqlClaims:
                     fence=jobs.c.fence + 1,
                     attempt=jobs.c.attempt + 1,
                     worker=worker[:255],
+                    waits_for=None,
                     updated_at=db_now(),
                     started_at=_first(jobs.c.started_at),
                     **problem_columns(None),
@@ -64,7 +66,7 @@ class SqlClaims:
                 stage=Stage.LOOKUP,
                 kind="claimed",
                 actor=worker,
-                message=f"{task.message}: attempt {task.attempt} of {task.max_attempts} begins (fence {row.fence})",
+                message=f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row.fence})",
             )
         return Claim(task, row.fence, worker, lease_seconds, bool(row.cancel_requested), row.publish_fence)
 
@@ -170,13 +172,23 @@ class SqlClaims:
         return bool(row.status == status.value and row.fence == claim.fence)
 
     @whole_transaction
-    def put_back(self, claim: Claim, *, problem: Problem, message: str, delay_seconds: float, spend_attempt: bool) -> None:
+    def put_back(
+        self,
+        claim: Claim,
+        *,
+        problem: Problem,
+        message: str,
+        delay_seconds: float,
+        spend_attempt: bool,
+        waits_for: str | None = None,
+    ) -> None:
         """See `Claims.put_back`."""
         values = {
             "stage": Stage.QUEUED.value,
             "message": message,
             "claimable_at": db_now() + delay_seconds,
             "worker": None,
+            "waits_for": waits_for,
             "attempt": jobs.c.attempt if spend_attempt else jobs.c.attempt - 1,
             **problem_columns(problem),
         }

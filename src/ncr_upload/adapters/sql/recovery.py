@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, not_, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import problem_columns, task_of, write_event
+from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, task_of, write_event
 from ncr_upload.adapters.sql.tables import batches, db_now, jobs
 from ncr_upload.domain.batches import BatchLoad, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.jobs import LIVE, Problem, Status, Task
@@ -32,8 +32,8 @@ class SqlRecovery:
     def _claimable(self, which: ColumnElement[bool], limit: int) -> list[str]:
         query = (
             select(jobs.c.task_id)
-            .where(jobs.c.claimable_at <= db_now(), jobs.c.attempt < jobs.c.max_attempts, which)
-            .order_by(jobs.c.claimable_at)
+            .where(jobs.c.claimable_at <= db_now(), has_attempt_left(), which)
+            .order_by(jobs.c.claimable_at, jobs.c.id)
             .limit(limit)
         )
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
@@ -41,7 +41,7 @@ class SqlRecovery:
 
     def exhausted(self, limit: int) -> list[Task]:
         """See `Recovery.exhausted`."""
-        query = select(jobs).where(jobs.c.claimable_at <= db_now(), jobs.c.attempt >= jobs.c.max_attempts).limit(limit)
+        query = select(jobs).where(jobs.c.claimable_at <= db_now(), not_(has_attempt_left())).limit(limit)
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return [task_of(row) for row in connection.execute(query).mappings()]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select
 
 from ncr_upload.adapters.sql.tables import db_now, events, jobs
 from ncr_upload.domain.jobs import Problem, Stage, Status, Task, progress_percent
+from ncr_upload.domain.retries import LOOKS
 
 
 def task_of(row: Any) -> Task:
@@ -37,7 +38,14 @@ def task_of(row: Any) -> Task:
         files=row["file_count"],
         bytes=row["byte_count"],
         problem=_problem_of(row),
+        publish_announced=row["publish_fence"] is not None,
     )
+
+
+def has_attempt_left() -> ColumnElement[bool]:
+    """Whether the task may be claimed once more."""
+    looks = and_(jobs.c.publish_fence.is_not(None), jobs.c.attempt < jobs.c.max_attempts + LOOKS)
+    return or_(jobs.c.attempt < jobs.c.max_attempts, looks)
 
 
 def _problem_of(row: Any) -> Problem | None:

@@ -61,6 +61,8 @@ jobs = Table(
     # Staging folders of the task may be at the destination: once it has ended, they are to be removed from then on.
     Column("staging_due_at", Double, index=True),
     Column("worker", String(255)),
+    # The parked destination that a waiting task waits for; see `parked_destinations`.
+    Column("waits_for", exact(255), index=True),
     Column("cancel_requested", SmallInteger, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
@@ -131,6 +133,29 @@ idempotency = Table(
     Column("task_id", exact(36), nullable=False),
     Column("batch_id", exact(36)),
     Column("created_at", Double, nullable=False, index=True),
+)
+
+
+parked_destinations = Table(
+    "ncr_parked_destinations",
+    metadata,
+    Column("destination", exact(255), primary_key=True),
+    Column("since", Double, nullable=False),
+    Column("code", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("next_step", Text, nullable=False),
+    Column("probe_at", Double, nullable=False),
+    Column("probe_seconds", Double, nullable=False),
+    Column("probes", Integer, nullable=False),
+    # NULL while it is parked. Kept for a while after, so that one which is parked again soon is probed less often.
+    Column("healed_at", Double),
+)
+
+duties = Table(
+    "ncr_duties",
+    metadata,
+    Column("name", exact(64), primary_key=True),
+    Column("due_at", Double, nullable=False),
 )
 
 

@@ -8,9 +8,12 @@ from fastapi import FastAPI
 
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.host import MachineHost
+from ncr_upload.adapters.sql.parking import SqlParking
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.lanes import Lanes
+from ncr_upload.application.parking import require_open
+from ncr_upload.application.ports import Parking
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bootstrap.records import (
     check_database,
@@ -37,20 +40,20 @@ def make_api() -> FastAPI:
         host=MachineHost(),
         queue_name=celery_queue.QUEUE,
         check_database=lambda: check_database(engine),
-        deep_probes={"tables": lambda: check_tables(engine)} | _make_probes(settings),
+        deep_probes={"tables": lambda: check_tables(engine)} | _make_probes(settings, SqlParking(engine)),
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
     )
     threading.Thread(target=wait_for_tables, args=(settings,), name="tables", daemon=True).start()
     return create_app(ports, settings)
 
 
-def _make_probes(settings: Settings) -> dict[str, Probe]:
+def _make_probes(settings: Settings, parking: Parking) -> dict[str, Probe]:
     """The outside parts that are set; the API itself needs none of them."""
     found: dict[str, Probe] = {}
     if settings.wasabi_endpoint and settings.bucket_name:
         found["s3"] = lambda: _load_probe("s3", settings)()
     if settings.sftp_host:
-        found["sftp"] = lambda: _load_probe("sftp", settings)()
+        found["sftp"] = lambda: _probe_destination(settings, parking)
     if settings.validator_api_url:
         found["validator"] = lambda: _load_probe("validator", settings)()
     return found
@@ -63,7 +66,15 @@ def _load_probe(part: str, settings: Settings) -> Probe:
     match part:
         case "s3":
             return probes.probe_store(deliveries.make_store(settings))
-        case "sftp":
-            return probes.probe_dropoff(deliveries.make_dropoff(settings))
         case _:
             return probes.probe_validator(settings.validator_api_url or "")
+
+
+def _probe_destination(settings: Settings, parking: Parking) -> None:
+    """A parked destination is not asked: its record says more."""
+    from ncr_upload.entrypoints import probes
+    from ncr_upload.entrypoints.bootstrap import deliveries
+
+    dropoff = deliveries.make_dropoff(settings)
+    require_open(parking, dropoff.destination)
+    probes.probe_dropoff(dropoff)()

@@ -13,9 +13,11 @@ from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
+from ncr_upload.adapters.sql.parking import SqlParking
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
+from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.retries import RetryLimits
@@ -50,6 +52,7 @@ def make_worker_ports(settings: Settings) -> WorkerPorts:
     pipeline = PipelinePorts(
         claims=SqlClaims(engine),
         cleaning=SqlCleaning(engine),
+        parking=SqlParking(engine),
         catalogue=SqlCatalogue(engine, ZoneInfo(settings.timezone)),
         store=make_store(settings),
         archiver=ZipArchiver(),
@@ -67,7 +70,7 @@ def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
         lease_seconds=settings.lease_seconds,
         lease_renew_seconds=settings.lease_renew_seconds,
         retry_limits=RetryLimits(settings.max_attempts, settings.retry_base_seconds, settings.retry_max_seconds),
-        park_seconds=settings.park_hours * 3600,
+        parking=ParkingOptions(settings.probe_seconds, settings.park_hours * 3600),
         pipeline=PipelineOptions(
             work_dir=settings.work_dir,
             file_selection=settings.file_selection,

@@ -14,6 +14,7 @@ from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, Tls, open_engine, translated_errors
+from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
@@ -144,6 +145,8 @@ def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
     return SweepPorts(
         recovery=SqlRecovery(engine),
         cleaning=SqlCleaning(engine),
+        parking=SqlParking(engine),
+        duties=SqlDuties(engine),
         submissions=SqlSubmissions(engine, max_attempts=settings.max_attempts),
         queue=make_queue(settings, app),
         board=make_board(settings),
