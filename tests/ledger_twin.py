@@ -140,6 +140,7 @@ class MemoryLedger:
             if row.worker is not None:
                 self._note(row, "cancel_requested", "api", "the caller asked for the job to be cancelled")
                 return CancelAnswer.REQUESTED
+            row.fence += 1
             row.claimable_at = None
             problem = Problem("cancelled", "cancelled", "the caller cancelled the job", "Submit the job again if needed.")
             self._change(row, status=Status.CANCELLED, message=problem.message, problem=problem, finished_at=self._clock())
@@ -236,9 +237,9 @@ class MemoryLedger:
     def renew(self, claim: Claim) -> None:
         with self._lock:
             row = self._owned(claim)
-            row.claimable_at = self._clock() + claim.lease_seconds
             if row.cancel_requested:
                 raise CancelRequested(claim.task.task_id)
+            row.claimable_at = self._clock() + claim.lease_seconds
 
     def advance(
         self,

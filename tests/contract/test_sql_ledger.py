@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
+from databases import SERVERS
+from fault_table import fault
 from ledgers import Ledger, sql_ledger
 from ncr_upload.adapters.sql.tables import metadata
-from ncr_upload.application.ports import Idempotency
+from ncr_upload.application.ports import CancelAnswer, Idempotency
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Stage, Status
 from ncr_upload.domain.packages import PackageFile
@@ -67,6 +70,28 @@ def test_the_recorded_package_is_the_last_one_recorded(ledger: Ledger, engine: E
         with engine.connect() as connection:
             found = connection.execute(text("SELECT target, size, sha256, crc32, etag FROM ncr_files")).all()
         assert [tuple(row) for row in found] == [(f.target, f.size, f.sha256, f.crc32, f.etag) for f in package]
+
+
+@fault(
+    "Ledger: a held job cancelled while the sweeper releases it",
+    injector="open transaction",
+    invariants="LOS",
+    outcome="stays cancelled; never rung for",
+)
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
+def test_a_job_that_is_cancelled_while_its_batch_releases_it_stays_ended(ledger: Ledger, engine: Engine) -> None:
+    first, held = ledger.accept("job-1", "job-2", batch_id="b1", release=1)
+    assert ledger.submissions.cancel(first.task_id) is CancelAnswer.CANCELLED
+    with ThreadPoolExecutor(1) as sweeper, engine.begin() as caller:
+        caller.execute(
+            text("UPDATE ncr_jobs SET status = 'cancelled', finished_at = 1 WHERE task_id = :t"), {"t": held.task_id}
+        )
+        releasing = sweeper.submit(ledger.recovery.release_batch_jobs, 1)
+        with pytest.raises(TimeoutError):  # it waits for the caller's transaction
+            releasing.result(0.5)
+        caller.commit()
+        assert releasing.result(10) == []
+    assert ledger.recovery.due(10) == []
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)

@@ -111,7 +111,11 @@ def _release(connection: Connection, batch_id: str, count: int, batch_size: int)
     if room <= 0:
         return []
     rows = connection.execute(
-        select(jobs.c.id, jobs.c.task_id).where(*live, jobs.c.claimable_at.is_(None)).order_by(jobs.c.id).limit(room)
+        select(jobs.c.id, jobs.c.task_id)
+        .where(*live, jobs.c.claimable_at.is_(None))
+        .order_by(jobs.c.id)
+        .limit(room)
+        .with_for_update()  # so none of them is cancelled before it is released
     ).all()
     connection.execute(
         update(jobs)
