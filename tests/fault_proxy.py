@@ -481,8 +481,8 @@ class _Pump:
 
 
 def _bind(port: int) -> socket.socket:
-    """Bound for good: to a port by its number, which Linux keeps when the listening ends, and without SO_REUSEADDR, so that
-    nobody else gets it while connections are refused."""
+    """Bound for good: to a port by its number, which Linux keeps when the listening ends. SO_REUSEADDR, so that it may listen
+    again while connections of before are in TIME_WAIT, comes after: the port must be nobody else's at first."""
     for _ in range(1 if port else PORT_TRIES):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setblocking(False)
@@ -491,6 +491,7 @@ def _bind(port: int) -> socket.socket:
         except OSError:
             listener.close()
         else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return listener
     raise OSError(f"no port for the proxy (asked for: {port or 'any'})")
 

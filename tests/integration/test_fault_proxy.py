@@ -19,7 +19,7 @@ class Echo(socketserver.BaseRequestHandler):
     """Answers every chunk with itself, and remembers what came."""
 
     def handle(self) -> None:
-        while data := self._read():
+        while not self.server.hangs_up and (data := self._read()):  # type: ignore[attr-defined]
             self.server.heard += data  # type: ignore[attr-defined]
             self.request.sendall(data)
 
@@ -33,6 +33,7 @@ class Echo(socketserver.BaseRequestHandler):
 class EchoServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     heard = b""
+    hangs_up = False
 
 
 @pytest.fixture
@@ -121,6 +122,17 @@ def test_refused_until_healed_on_the_same_port(client: socket.socket, proxy: Fau
     with pytest.raises(ConnectionRefusedError):
         connect(proxy)
     proxy.heal()
+    with connect(proxy) as again:
+        assert ask(again, b"back") == b"back"
+
+
+def test_a_refusal_heals_although_connections_of_before_are_in_time_wait(proxy: FaultProxy, echo: EchoServer) -> None:
+    echo.hangs_up = True
+    with connect(proxy) as connection:
+        assert connection.recv(1) == b""
+    proxy.refuse()
+    proxy.heal()
+    echo.hangs_up = False
     with connect(proxy) as again:
         assert ask(again, b"back") == b"back"
 
