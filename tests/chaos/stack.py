@@ -1,0 +1,326 @@
+"""The real processes of the embedded stack, with OpenSSH's sshd as the destination and a fault proxy before each outside part.
+
+Base folder: state/ (the stack's), sftp/ (the destination: a small tmpfs where this is root), tmp/ (TMPDIR of the service).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import asyncssh
+import psutil
+from redis import Redis
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from databases import folder_of, prepare_mariadb, prepare_postgresql
+from fault_proxy import FaultProxy, fault_proxy
+from ncr_upload.adapters.sql.engine import open_engine
+from ncr_upload.entrypoints.embedded.credentials import load_credentials
+from ncr_upload.entrypoints.embedded.endpoints import Bucket, locate_bucket
+from ncr_upload.entrypoints.embedded.host_key import load_public_key
+from ncr_upload.entrypoints.embedded.parts import PART_NAMES, Part, Site, assemble
+from ncr_upload.entrypoints.embedded.probes import greets_with
+from ncr_upload.entrypoints.embedded.sockets import LOOPBACK, find_free_port
+from ncr_upload.entrypoints.embedded.studio import create_tables
+from ncr_upload.entrypoints.embedded.supervisor import Supervisor
+from parts import require
+
+DATABASES = ("sqlite", "postgresql", "mariadb")
+PROXIED = ("redis", "s3", "validator", "sftp")
+SERVICE = ("api", "worker", "beat")
+DISK_BYTES = 1024**3
+UNPRIVILEGED = "nobody"
+LEASE_SECONDS = 2.0
+DATABASE_NAME = "postgres"
+"""PostgreSQL makes it; on MariaDB it is made."""
+
+SETTINGS = {
+    "LEASE_SECONDS": str(LEASE_SECONDS),
+    "LEASE_RENEW_SECONDS": "0.5",
+    "SWEEP_SECONDS": "0.5",
+    "RETRY_BASE_SECONDS": "0.5",
+    "RETRY_MAX_SECONDS": "2",
+    "SFTP_TIMEOUT_SECONDS": "5",
+    "VALIDATOR_TIMEOUT_SECONDS": "20",
+    "BATCH_SIZE": "2",
+    "CELERY_WORKER_CONCURRENCY": "2",
+    "MAX_MEMORY_USAGE_PERCENT": "99",
+    "NCR_TESTING": "1",
+}
+"""Recovery within seconds. What is bounded by other clocks stays as it is."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The folder deliveries land in, the user that owns it, and whether it is a disk of its own that can be made full."""
+
+    root: Path
+    user: str
+    is_disk: bool
+
+    def fill(self, left_bytes: int) -> None:
+        """Leave only so much room."""
+        used = _used_bytes(self.root)
+        _mount("-o", f"remount,size={used + max(4096, left_bytes)}", str(self.root))
+
+    def empty(self) -> None:
+        if self.is_disk:
+            _mount("-o", f"remount,size={DISK_BYTES}", str(self.root))
+
+
+class ChaosStack:
+    """A running stack. `engine` and `bucket` reach the real parts, past the proxies."""
+
+    def __init__(self, base: Path, site: Site, destination: Destination, database: str) -> None:
+        self.base = base
+        self.site = site
+        self.destination = destination
+        self.database = database
+        self.proxies: dict[str, FaultProxy] = {}
+        self.crash_order = base / "crash"
+        self.tmp = base / "tmp"
+        self.user_key = base / "user_key"
+        self.engine: Engine = open_engine(site.database_url, pool_size=8, wait_seconds=10)
+        self.supervisor: Supervisor
+        self.remarks: list[str] = []
+
+    @property
+    def bucket(self) -> Bucket:
+        return locate_bucket(self.site)
+
+    @property
+    def work_dir(self) -> Path:
+        return self.site.state_dir / "work"
+
+    def process(self, part: str) -> psutil.Process:
+        return psutil.Process(self.supervisor.pids()[part])
+
+    def worker_children(self) -> list[psutil.Process]:
+        return [child for child in self.process("worker").children(recursive=True) if child.is_running()]
+
+    def busy_children(self) -> list[psutil.Process]:
+        """Worker processes that hold a lease, by what the ledger says of them; else any."""
+        query = text("SELECT worker FROM ncr_jobs WHERE worker IS NOT NULL AND finished_at IS NULL")
+        with self.engine.connect() as connection:
+            holders = [str(row.worker) for row in connection.execute(query)]
+        children = self.worker_children()
+        busy = [child for child in children if any(str(child.pid) in holder.split(":") for holder in holders)]
+        return busy or children
+
+    def redis(self) -> Redis:
+        return Redis(port=self.site.ports["redis"], password=self.site.credentials.redis_password, socket_timeout=5)
+
+    def heal(self) -> None:
+        """Everything that a fault may have left wrong, made right again."""
+        for proxy in self.proxies.values():
+            proxy.heal()
+        self.crash_order.unlink(missing_ok=True)
+        self.destination.empty()
+        for folder in (self.destination.root, self.destination.root / ".ncr-staging"):
+            if folder.exists():
+                folder.chmod(0o755)
+        for pid in self.supervisor.pids().values():
+            with suppress(psutil.Error):
+                for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+                    process.send_signal(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def running_stack(database: str, *, max_attempts: int, keep_logs: Callable[[], Path | None]) -> AsyncIterator[ChaosStack]:
+    """Starts it all, and ends it all. `keep_logs`, asked at the end, says where the logs go, if they are to be kept."""
+    with ExitStack() as cleanup:
+        base = cleanup.enter_context(_base_folder())
+        site = _make_site(base)
+        destination = cleanup.enter_context(_destination(base / "sftp"))
+        parts: list[Part] = []
+        if database != "sqlite":
+            part, url = cleanup.enter_context(_database_part(database, site.ports["database"], base))
+            parts.append(part)
+            site = replace(site, database_url=url)
+        stack = ChaosStack(base, site, destination, database)
+        cleanup.callback(stack.engine.dispose)
+        for name in [*PROXIED, *(["database"] if parts else [])]:
+            stack.proxies[name] = cleanup.enter_context(fault_proxy((LOOPBACK, site.ports[name])))
+        sshd = _sshd_part(stack)
+        settings = _service_settings(stack, max_attempts)
+        for part in assemble(site, dict(os.environ) | SETTINGS):
+            if part.name in SERVICE:
+                part = replace(part, environment=dict(part.environment) | settings)
+            parts.append(sshd if part.name == "sftp" else part)
+        stack.supervisor = Supervisor(
+            parts, run_dir=site.run_dir, log_dir=site.log_dir, on_restart=lambda: None, tell=stack.remarks.append
+        )
+        try:
+            starting = asyncio.create_task(stack.supervisor.start())
+            preparing = asyncio.create_task(asyncio.to_thread(_create_tables, stack.engine))
+            await asyncio.gather(starting, preparing)
+            yield stack
+        finally:
+            stack.heal()
+            await stack.supervisor.stop()
+            stack.supervisor.kill()
+            if (kept := keep_logs()) is not None:
+                shutil.copytree(site.log_dir, kept, dirs_exist_ok=True)
+
+
+@contextmanager
+def _base_folder() -> Iterator[Path]:
+    """Anyone may pass through it: the destination's user has to."""
+    base = Path(tempfile.mkdtemp(prefix="ncr-chaos-"))
+    try:
+        base.chmod(0o711)
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _make_site(base: Path) -> Site:
+    state = base / "state"
+    state.mkdir(mode=0o700)
+    for name in ("run", "logs", "s3", "work"):
+        (state / name).mkdir()
+    (base / "tmp").mkdir(mode=0o700)
+    taken: set[int] = set()
+    names = [*(name for name in PART_NAMES if name not in ("worker", "beat")), "database"]
+    ports = {name: find_free_port(taken) for name in names}
+    key = load_public_key(state / "sftp_host_key")
+    return Site(state, ports, load_credentials(state), f"sqlite:///{state / 'ncr.db'}", key)
+
+
+def _service_settings(stack: ChaosStack, max_attempts: int) -> dict[str, str]:
+    """The service reaches every outside part through its proxy."""
+    ports = {name: proxy.port for name, proxy in stack.proxies.items()}
+    url = make_url(stack.site.database_url)
+    if "database" in ports:
+        url = url.set(port=ports["database"])
+    return {
+        "REDIS_PORT": str(ports["redis"]),
+        "WASABI_ENDPOINT": f"http://{LOOPBACK}:{ports['s3']}",
+        "VALIDATOR_API_URL": f"http://{LOOPBACK}:{ports['validator']}/validate",
+        "SFTP_PORT": str(ports["sftp"]),
+        "SFTP_USERNAME": stack.destination.user,
+        "SFTP_PASSWORD": "",
+        "SFTP_PRIVATE_KEY": str(stack.user_key),
+        "SFTP_BASE_DIR": str(stack.destination.root),
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "MAX_ATTEMPTS": str(max_attempts),
+        "NCR_CRASH_AT": f"@{stack.crash_order}",
+        "TMPDIR": str(stack.tmp),
+    }
+
+
+def _create_tables(engine: Engine) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if engine.dialect.name in ("mysql", "mariadb"):
+                _create_database(engine.url.render_as_string(hide_password=False))
+            create_tables(engine)
+        except SQLAlchemyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+# --- the destination ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _destination(root: Path) -> Iterator[Destination]:
+    """As root: a tmpfs that belongs to a user without privileges, since root is told neither of modes nor of quotas."""
+    root.mkdir(mode=0o755)
+    user = UNPRIVILEGED if os.geteuid() == 0 else getpass.getuser()
+    is_disk = os.geteuid() == 0 and _mount("-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "ncr-chaos", str(root))
+    try:
+        if os.geteuid() == 0:
+            record = pwd.getpwnam(user)
+            os.chown(root, record.pw_uid, record.pw_gid)
+        yield Destination(root, user, is_disk)
+    finally:
+        if is_disk:
+            subprocess.run(["umount", "-l", str(root)], check=False)
+
+
+def _mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+
+
+def _used_bytes(root: Path) -> int:
+    found = os.statvfs(root)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def _sshd_part(stack: ChaosStack) -> Part:
+    program = require("sshd")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    base, port = stack.base, stack.site.ports["sftp"]
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    stack.user_key.touch(mode=0o600)
+    stack.user_key.write_bytes(key.export_private_key())
+    authorized = base / "authorized_keys"
+    authorized.write_bytes(key.export_public_key())
+    authorized.chmod(0o644)
+    config = base / "sshd_config"
+    config.write_text(
+        f"ListenAddress {LOOPBACK}\nPort {port}\nHostKey {stack.site.host_key_path}\nAuthorizedKeysFile {authorized}\n"
+        "PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nMaxStartups 200\n"
+        "Subsystem sftp internal-sftp\nLogLevel INFO\n"
+    )
+    command = [program, "-D", "-e", "-f", str(config)]
+    unpunished = [*command, "-o", "PerSourcePenalties no"]  # OpenSSH 9.8 and later: many broken logins are what this is about
+    if subprocess.run([*unpunished, "-t"], capture_output=True, check=False).returncode == 0:
+        command = unpunished
+    return Part("sftp", tuple(command), dict(os.environ), greets_with(port, b"SSH-2.0-"))
+
+
+# --- databases ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _database_part(kind: str, port: int, base: Path) -> Iterator[tuple[Part, str]]:
+    """A database server that the supervisor starts again when it is killed; and the URL of an empty database on it."""
+    prepare = {"postgresql": prepare_postgresql, "mariadb": prepare_mariadb}[kind]
+    with folder_of(kind) as (folder, user):
+        command, url = prepare(folder, user, port)
+        if user is not None:
+            as_user = ["--reuid", user, "--regid", user, "--clear-groups", "--pdeathsig", "KILL"]
+            command = [require("setpriv"), *as_user, *command]
+        part = Part("database", tuple(command), dict(os.environ), lambda: asyncio.to_thread(_answers, url))
+        yield part, make_url(url).set(database=DATABASE_NAME).render_as_string(hide_password=False)
+
+
+def _answers(url: str) -> bool:
+    engine = create_engine(url, connect_args={"connect_timeout": 2})
+    try:
+        with engine.connect():
+            return True
+    except DBAPIError:
+        return False
+    finally:
+        engine.dispose()
+
+
+def _create_database(url: str) -> None:
+    """Beside the server's own one, where that one is not to be written to."""
+    engine = create_engine(make_url(url).set(database="mysql"), isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE IF NOT EXISTS {DATABASE_NAME} CHARACTER SET utf8mb4"))
+    finally:
+        engine.dispose()
