@@ -7,7 +7,7 @@ SEED   ?=
 TRIALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test check format lock clean servers
+.PHONY: help setup demo dev test chaos check format lock clean servers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ dev: $(READY) ## Run the whole stack on port 8001 until Ctrl-C
 
 test: $(READY) servers ## Run every test on real parts
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+chaos: $(READY) servers ## Break everything at random for ten minutes and judge the outcome (SEED=, TRIALS=)
+	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(TRIALS),--trials $(TRIALS))
 
 check: $(READY) ## Format, lint, types and import contracts (under a minute)
 	@$(BIN)/ruff format --check .

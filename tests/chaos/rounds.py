@@ -47,6 +47,7 @@ class Plan:
     seconds: float | None = None
     trials: int | None = None
     only: tuple[str, int] | None = None
+    sabotage: bool = False
 
 
 @dataclass
@@ -192,6 +193,7 @@ class Round:
     ) -> dict[str, bool]:
         await workload.place(jobs)
         running = asyncio.create_task(workload.run(jobs))
+        sabotage = asyncio.create_task(_sabotage(stack.destination.root) if self._plan.sabotage else asyncio.sleep(0))
         schedule = [(numbers.uniform(0, 3.5), random.Random(numbers.getrandbits(64)), fault) for fault in faults]
         try:
             met = await asyncio.gather(*(self._inject(stack, *each) for each in schedule))
@@ -199,8 +201,9 @@ class Round:
             with suppress(TimeoutError, NotAnswered):  # then the judge finds what is not there
                 await asyncio.wait_for(running, STUCK_SECONDS)
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            for task in (running, sabotage):
+                task.cancel()
+            await asyncio.gather(running, sabotage, return_exceptions=True)
         names = dict(zip((fault.name for fault in faults), met, strict=True))
         self._tally.faults.update(name for name, hit in names.items() if hit)
         self._tally.faults_that_met_nothing.update(name for name, hit in names.items() if not hit)
@@ -275,6 +278,14 @@ class Round:
                     what = f"the API says '{told}' of task {task['task_id']}, the ledger '{task['status']}'"
                     findings.append(Finding("lost", job.job_id, what))
         return findings
+
+
+async def _sabotage(root: Path) -> None:
+    """What the product must never do, done to it."""
+    while True:
+        for path in await asyncio.to_thread(lambda: list(root.glob("[!.]*/*/*.glb"))):
+            path.unlink(missing_ok=True)
+        await asyncio.sleep(0.1)
 
 
 def _skip_time(stack: ChaosStack) -> bool:

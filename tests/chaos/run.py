@@ -44,6 +44,7 @@ def main() -> int:
         seconds=arguments.seconds if arguments.seconds or arguments.trials or arguments.only else DEFAULT_SECONDS,
         trials=arguments.trials,
         only=arguments.only,
+        sabotage=arguments.sabotage,
     )
     say(f"seed {plan.seed}; again: make chaos SEED={plan.seed}")
     began = time.monotonic()
@@ -71,6 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--databases", type=_databases, default=DATABASES, help=f"of {','.join(DATABASES)}, by commas")
     parser.add_argument("--only", type=_one, metavar="DATABASE:TRIAL", help="that trial of the seed's run, alone")
     parser.add_argument("--json", type=Path, default=Path("chaos.json"), help="where the report goes (default: chaos.json)")
+    parser.add_argument("--sabotage", action="store_true", help="take a file out of each delivery, to see the run fail")
     return parser.parse_args()
 
 
