@@ -17,8 +17,10 @@ from sqlalchemy import text
 from chaos.stack import LEASE_SECONDS, ChaosStack
 from crash_points import find_crash_points
 
-CRASH_WAIT_SECONDS = 8.0
-CHAOS_STEP_SECONDS = 0.05
+MEET_SECONDS = 10.0
+"""How long a fault waits for something to happen to."""
+
+STEP_SECONDS = 0.05
 
 Make = Callable[[ChaosStack, random.Random], Awaitable[bool]]
 
@@ -111,9 +113,12 @@ def _stop_process(part: str) -> Make:
 
 
 async def _kill_sessions(stack: ChaosStack, numbers: random.Random) -> bool:
+    met = False
     for _ in range(numbers.randint(1, 3)):
-        met = _signal(stack.process("sftp").children(recursive=True), signal.SIGKILL)
-        await asyncio.sleep(numbers.uniform(0.1, 1))
+        # The observer's own sessions too: it logs in again.
+        await _until(lambda: stack.proxies["sftp"].count()["connections"] > 0, MEET_SECONDS)
+        await asyncio.sleep(numbers.uniform(0, 0.7))
+        met |= _signal(stack.process("sftp").children(recursive=True), signal.SIGKILL)
     return met
 
 
@@ -148,10 +153,10 @@ def _crash(point: str) -> Make:
     async def make(stack: ChaosStack, numbers: random.Random) -> bool:
         stack.crash_order.write_text(point)
         try:
-            for _ in range(int(CRASH_WAIT_SECONDS / CHAOS_STEP_SECONDS)):
+            for _ in range(int(MEET_SECONDS / STEP_SECONDS)):
                 if not stack.crash_order.exists():
                     return True
-                await asyncio.sleep(CHAOS_STEP_SECONDS)
+                await asyncio.sleep(STEP_SECONDS)
             return False
         finally:
             stack.crash_order.unlink(missing_ok=True)
@@ -211,9 +216,14 @@ def _sql() -> list[Fault]:
     return [
         *on_connections,
         Fault("database: locked", _lock),
-        Fault("database: killed", _kill("database"), SERVERS),
+        Fault("database: killed", _kill_database, SERVERS),
         Fault("database: COMMIT's answer lost", _lose("database", b"COMMIT"), SERVERS),
     ]
+
+
+async def _kill_database(stack: ChaosStack, numbers: random.Random) -> bool:
+    await asyncio.to_thread(stack.restart_database)
+    return True
 
 
 async def _lock(stack: ChaosStack, numbers: random.Random) -> bool:
@@ -265,8 +275,9 @@ def _cut(part: str) -> Make:
     async def make(stack: ChaosStack, numbers: random.Random) -> bool:
         met = 0
         for _ in range(numbers.randint(1, 4)):
+            await _until(lambda: stack.proxies[part].count()["connections"] > 0, MEET_SECONDS)
+            await asyncio.sleep(numbers.choice((0, numbers.uniform(0, 0.5))))
             met += stack.proxies[part].cut()
-            await asyncio.sleep(numbers.uniform(0.05, 0.8))
         return met > 0
 
     return make
@@ -275,13 +286,15 @@ def _cut(part: str) -> Make:
 def _held(part: str, name: str) -> Make:
     async def make(stack: ChaosStack, numbers: random.Random) -> bool:
         proxy = stack.proxies[part]
-        before = proxy.count()["connections"]
+        await _until(lambda: proxy.count()["connections"] > 0, MEET_SECONDS)
+        before = proxy.count()
         getattr(proxy, name)()
         try:
             await asyncio.sleep(numbers.uniform(0.5, 7))
         finally:
+            after = proxy.count()
             proxy.heal()
-        return before > 0 or part in ("redis", "database")
+        return before["connections"] > 0 or after["accepted"] > before["accepted"]
 
     return make
 
@@ -295,7 +308,7 @@ def _cut_within(part: str, direction: str) -> Make:
         times = numbers.randint(1, 3)
         proxy.cut_after(int(10 ** numbers.uniform(1, 6)), direction, times)  # type: ignore[arg-type]
         try:
-            return await _until(lambda: proxy.count()["cuts"] >= before + times, numbers.uniform(3, 6))
+            return await _until(lambda: proxy.count()["cuts"] >= before + times, MEET_SECONDS)
         finally:
             proxy.heal()
 
@@ -323,7 +336,7 @@ def _lose(part: str, request: bytes) -> Make:
         before, times = proxy.count()["lost"], numbers.randint(1, 3)
         proxy.lose_answer(request, times)
         try:
-            await _until(lambda: proxy.count()["lost"] >= before + times, numbers.uniform(3, 6))
+            await _until(lambda: proxy.count()["lost"] >= before + times, MEET_SECONDS)
             return proxy.count()["lost"] > before
         finally:
             proxy.heal()
@@ -337,21 +350,22 @@ def _lose_work(part: str) -> Make:
     async def make(stack: ChaosStack, numbers: random.Random) -> bool:
         proxy, met = stack.proxies[part], 0
         for _ in range(numbers.randint(1, 4)):
+            await _until(lambda: proxy.count()["connections"] > 0, MEET_SECONDS)
+            await asyncio.sleep(numbers.uniform(0.1, 0.8))
             proxy.freeze("down")
             await asyncio.sleep(numbers.uniform(0.02, 0.3))
             met += proxy.cut()
             proxy.heal()
-            await asyncio.sleep(numbers.uniform(0.1, 0.8))
         return met > 0
 
     return make
 
 
 async def _until(holds: Callable[[], bool], seconds: float) -> bool:
-    for _ in range(int(seconds / CHAOS_STEP_SECONDS)):
+    for _ in range(int(seconds / STEP_SECONDS)):
         if holds():
             return True
-        await asyncio.sleep(CHAOS_STEP_SECONDS)
+        await asyncio.sleep(STEP_SECONDS)
     return holds()
 
 

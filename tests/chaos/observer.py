@@ -21,7 +21,7 @@ import asyncssh
 PAUSE_SECONDS = 0.01
 SFTP_PAUSE_SECONDS = 0.7
 LOGIN_SECONDS = 30
-SIGHTINGS_KEPT = 50
+SIGHTINGS_KEPT = 3
 
 Sizes = Mapping[str, int]
 
@@ -82,7 +82,7 @@ class Observer:
             allowed = self._allowed.get(job_id)
             if allowed is None or any(found == version for version in allowed):
                 return
-            if len(self.partial) < SIGHTINGS_KEPT:
+            if sum(sighting.job_id == job_id for sighting in self.partial) < SIGHTINGS_KEPT:
                 self.partial.append(Sighting(job_id, by, time.time(), dict(found), _differences(found, allowed)))
 
     def _note_folder(self, job_id: str, inode: int) -> None:

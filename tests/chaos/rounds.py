@@ -283,8 +283,9 @@ class Round:
 async def _sabotage(root: Path) -> None:
     """What the product must never do, done to it."""
     while True:
-        for path in await asyncio.to_thread(lambda: list(root.glob("[!.]*/*/*.glb"))):
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # while a folder is renamed
+            for path in await asyncio.to_thread(lambda: list(root.glob("[!.]*/*/*.glb"))):
+                path.unlink()
         await asyncio.sleep(0.1)
 
 

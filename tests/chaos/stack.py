@@ -21,11 +21,11 @@ from pathlib import Path
 
 import asyncssh
 import psutil
+import pytest
 from redis import Redis
-from sqlalchemy import Engine, create_engine, make_url, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Engine, make_url, text
 
-from databases import folder_of, prepare_mariadb, prepare_postgresql
+from databases import Server, create_database, prepared
 from fault_proxy import FaultProxy, fault_proxy
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.entrypoints.embedded.credentials import load_credentials
@@ -44,8 +44,7 @@ SERVICE = ("api", "worker", "beat")
 DISK_BYTES = 1024**3
 UNPRIVILEGED = "nobody"
 LEASE_SECONDS = 2.0
-DATABASE_NAME = "postgres"
-"""PostgreSQL makes it; on MariaDB it is made."""
+DATABASE_STARTS = 5
 
 SETTINGS = {
     "LEASE_SECONDS": str(LEASE_SECONDS),
@@ -84,11 +83,12 @@ class Destination:
 class ChaosStack:
     """A running stack. `engine` and `bucket` reach the real parts, past the proxies."""
 
-    def __init__(self, base: Path, site: Site, destination: Destination, database: str) -> None:
+    def __init__(self, base: Path, site: Site, destination: Destination, database: str, server: Server | None) -> None:
         self.base = base
         self.site = site
         self.destination = destination
         self.database = database
+        self._server = server
         self.proxies: dict[str, FaultProxy] = {}
         self.crash_order = base / "crash"
         self.tmp = base / "tmp"
@@ -120,6 +120,10 @@ class ChaosStack:
         busy = [child for child in children if any(str(child.pid) in holder.split(":") for holder in holders)]
         return busy or children
 
+    def restart_database(self) -> None:
+        assert self._server is not None
+        _restart(self._server)
+
     def redis(self) -> Redis:
         return Redis(port=self.site.ports["redis"], password=self.site.credentials.redis_password, socket_timeout=5)
 
@@ -145,15 +149,15 @@ async def running_stack(database: str, *, max_attempts: int, keep_logs: Callable
         base = cleanup.enter_context(_base_folder())
         site = _make_site(base)
         destination = cleanup.enter_context(_destination(base / "sftp"))
-        parts: list[Part] = []
-        if database != "sqlite":
-            part, url = cleanup.enter_context(_database_part(database, site.ports["database"], base))
-            parts.append(part)
-            site = replace(site, database_url=url)
-        stack = ChaosStack(base, site, destination, database)
+        server = cleanup.enter_context(prepared(database)) if database != "sqlite" else None
+        if server is not None:
+            url = create_database(server.start())
+            site = replace(site, ports={**site.ports, "database": server.port}, database_url=url)
+        stack = ChaosStack(base, site, destination, database, server)
         cleanup.callback(stack.engine.dispose)
-        for name in [*PROXIED, *(["database"] if parts else [])]:
+        for name in [*PROXIED, *(["database"] if server else [])]:
             stack.proxies[name] = cleanup.enter_context(fault_proxy((LOOPBACK, site.ports[name])))
+        parts: list[Part] = []
         sshd = _sshd_part(stack)
         settings = _service_settings(stack, max_attempts)
         for part in assemble(site, dict(os.environ) | SETTINGS):
@@ -164,9 +168,8 @@ async def running_stack(database: str, *, max_attempts: int, keep_logs: Callable
             parts, run_dir=site.run_dir, log_dir=site.log_dir, on_restart=lambda: None, tell=stack.remarks.append
         )
         try:
-            starting = asyncio.create_task(stack.supervisor.start())
-            preparing = asyncio.create_task(asyncio.to_thread(_create_tables, stack.engine))
-            await asyncio.gather(starting, preparing)
+            await asyncio.to_thread(create_tables, stack.engine)
+            await stack.supervisor.start()
             yield stack
         finally:
             stack.heal()
@@ -194,8 +197,7 @@ def _make_site(base: Path) -> Site:
         (state / name).mkdir()
     (base / "tmp").mkdir(mode=0o700)
     taken: set[int] = set()
-    names = [*(name for name in PART_NAMES if name not in ("worker", "beat")), "database"]
-    ports = {name: find_free_port(taken) for name in names}
+    ports = {name: find_free_port(taken) for name in PART_NAMES if name not in ("worker", "beat")}
     key = load_public_key(state / "sftp_host_key")
     return Site(state, ports, load_credentials(state), f"sqlite:///{state / 'ncr.db'}", key)
 
@@ -220,21 +222,6 @@ def _service_settings(stack: ChaosStack, max_attempts: int) -> dict[str, str]:
         "NCR_CRASH_AT": f"@{stack.crash_order}",
         "TMPDIR": str(stack.tmp),
     }
-
-
-def _create_tables(engine: Engine) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if engine.dialect.name in ("mysql", "mariadb"):
-                _create_database(engine.url.render_as_string(hide_password=False))
-            create_tables(engine)
-        except SQLAlchemyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-        else:
-            return
 
 
 # --- the destination ----------------------------------------------------------------------------------------------
@@ -292,35 +279,15 @@ def _sshd_part(stack: ChaosStack) -> Part:
 # --- databases ------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _database_part(kind: str, port: int, base: Path) -> Iterator[tuple[Part, str]]:
-    """A database server that the supervisor starts again when it is killed; and the URL of an empty database on it."""
-    prepare = {"postgresql": prepare_postgresql, "mariadb": prepare_mariadb}[kind]
-    with folder_of(kind) as (folder, user):
-        command, url = prepare(folder, user, port)
-        if user is not None:
-            as_user = ["--reuid", user, "--regid", user, "--clear-groups", "--pdeathsig", "KILL"]
-            command = [require("setpriv"), *as_user, *command]
-        part = Part("database", tuple(command), dict(os.environ), lambda: asyncio.to_thread(_answers, url))
-        yield part, make_url(url).set(database=DATABASE_NAME).render_as_string(hide_password=False)
-
-
-def _answers(url: str) -> bool:
-    engine = create_engine(url, connect_args={"connect_timeout": 2})
-    try:
-        with engine.connect():
-            return True
-    except DBAPIError:
-        return False
-    finally:
-        engine.dispose()
-
-
-def _create_database(url: str) -> None:
-    """Beside the server's own one, where that one is not to be written to."""
-    engine = create_engine(make_url(url).set(database="mysql"), isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE IF NOT EXISTS {DATABASE_NAME} CHARACTER SET utf8mb4"))
-    finally:
-        engine.dispose()
+def _restart(server: Server) -> None:
+    """Killed, and started again on the same data. A part that lingers of the killed one may keep the new one away at first."""
+    server.kill()
+    for attempt in range(DATABASE_STARTS):
+        try:
+            server.start()
+        except (Exception, pytest.fail.Exception):
+            if attempt == DATABASE_STARTS - 1:
+                raise
+            time.sleep(0.5)
+        else:
+            return
