@@ -19,6 +19,8 @@ RECOVERED_QUEUE = "ncr_recovered"
 RUN_JOB = "ncr.run_job"
 RUN_DUTY = "ncr.run_duty"
 INSPECT_SECONDS = 1.0
+SOCKET_SECONDS = 2.0
+"""How long Redis may be silent before a call fails or a worker connects anew."""
 
 
 def make_app(redis_url: str, *, concurrency: int, max_tasks_per_child: int, max_memory_per_child_kb: int) -> Celery:
@@ -48,8 +50,9 @@ def make_app(redis_url: str, *, concurrency: int, max_tasks_per_child: int, max_
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "socket_timeout": 5,
-            "socket_connect_timeout": 3,
+            "max_retries": 0,  # else one call that cannot connect tries for 6 s; workers have a loop of their own
+            "socket_timeout": SOCKET_SECONDS,
+            "socket_connect_timeout": SOCKET_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 15,
             "queue_order_strategy": "priority",
