@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.lease import Lease
+from ncr_upload.application.leaving import Leaving
 from ncr_upload.application.live import LiveStatus, post_quietly
 from ncr_upload.application.parking import ParkingOptions, park, require_open, tell_parked
 from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, remove_staging
-from ncr_upload.application.ports import StatusBoard, Submissions
+from ncr_upload.application.ports import Claims, StatusBoard, Submissions
 from ncr_upload.application.workspace import remove_workspaces
-from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, LeaseLost, Unavailable
+from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, HandedOver, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
 from ncr_upload.domain.parking import Parked
 from ncr_upload.domain.retries import LOOKS, ErrorClass, GiveUp, Retry, RetryLimits, classify, count_attempt, plan_retry
@@ -57,7 +58,9 @@ class Settled:
     unexpected: bool = False
 
 
-def run_task(task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Reach = pass_by) -> Settled | None:
+def run_task(
+    task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Reach = pass_by, leaving: Leaving | None = None
+) -> Settled | None:
     """Do one attempt at the task, if it is due and free; None if it is not. An ended task that left something at the
     destination is cleaned up after instead. Raises only `Unavailable`, when the ledger cannot be written: then the lease
     runs out and the sweeper takes over."""
@@ -67,7 +70,7 @@ def run_task(task_id: str, ports: WorkerPorts, options: WorkerOptions, reach: Re
         _clean_up_after(task_id, ports.pipeline)
         return None
     reach("claim:after")
-    failure = _attempt(claim, ports, options, reach)
+    failure = _attempt(claim, ports, options, reach, leaving or Leaving())
     task = ports.submissions.task(task_id)
     assert task is not None
     if task.finished_at is not None:
@@ -86,11 +89,11 @@ def _clean_up_after(task_id: str, ports: PipelinePorts) -> None:
             raise Unavailable(error.code, error.message, error.next_step) from error
 
 
-def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Reach) -> Exception | None:
+def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Reach, leaving: Leaving) -> Exception | None:
     lease = Lease(ports.pipeline.claims, claim, renew_seconds=options.lease_renew_seconds)
     live = LiveStatus(ports.board, claim)
     delivery = Delivery(claim, ports.pipeline, options.pipeline, lease, live, reach)
-    with lease, live:
+    with lease, live, leaving.heard_by(lambda: lease.end(HandedOver())):
         try:
             asyncio.run(_run_under(lease, delivery))
         except LeaseLost as failure:
@@ -116,6 +119,12 @@ async def _run_under(lease: Lease, delivery: Delivery) -> None:
         if lease.ended is not None:
             raise lease.ended from None
         raise
+    finally:
+        lease.when_ended(_nothing_to_stop)
+
+
+def _nothing_to_stop() -> None:
+    """The attempt is over; it is being settled."""
 
 
 def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Exception:
@@ -139,6 +148,9 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
         problem = Problem(failure.code, "cancelled", failure.message, failure.next_step)
         claims.finish(claim, status=Status.CANCELLED, stage=stage, message=failure.message, problem=problem)
         return
+    if isinstance(failure, HandedOver):
+        _hand_over(claim, claims, failure)
+        return
     error_class = classify(failure)
     plan = _plan(delivery, failure, error_class, options)
     attempt = count_attempt(claim.task.attempt, claim.task.max_attempts)
@@ -161,6 +173,14 @@ def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> N
         problem = warn_of_delivery(problem, claim.task)
     message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}; given up: {plan.reason})"
     claims.finish(claim, status=Status.FAILED, stage=stage, message=message, problem=problem)
+
+
+def _hand_over(claim: Claim, claims: Claims, order: HandedOver) -> None:
+    """Whoever takes the job next begins at once, and with the same attempt number."""
+    problem = Problem(order.code, ErrorClass.DEFERRED.value, order.message, order.next_step)
+    attempt = f"{count_attempt(claim.task.attempt, claim.task.max_attempts)}, not counted; next try at once"
+    message = f"{problem.error_class}: {problem.message}. {problem.next_step} ({attempt})"
+    claims.put_back(claim, problem=problem, message=message, delay_seconds=0, spend_attempt=False)
 
 
 def _plan(delivery: Delivery, failure: Exception, error_class: ErrorClass, options: WorkerOptions) -> Retry | GiveUp:

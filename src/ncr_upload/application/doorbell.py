@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.ports import JobQueue, StatusBoard
 from ncr_upload.application.views import view_of
 from ncr_upload.domain.errors import Unavailable
@@ -26,9 +27,10 @@ class Doorbell:
     are dropped.
     """
 
-    def __init__(self, job_queue: JobQueue, board: StatusBoard) -> None:
+    def __init__(self, job_queue: JobQueue, board: StatusBoard, reach: Reach = pass_by) -> None:
         self._job_queue = job_queue
         self._board = board
+        self._reach = reach
         self._waiting: queue.Queue[Task | None] = queue.Queue(WAITING_RINGS)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -65,6 +67,7 @@ class Doorbell:
 
     def _ring_waiting(self) -> None:
         while (task := self._waiting.get()) is not None:
+            self._reach("ring:before")
             try:
                 self._job_queue.ring(task.task_id)
                 self._board.post(task.task_id, view_of(task), live=True)

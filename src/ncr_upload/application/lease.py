@@ -53,6 +53,11 @@ class Lease:
         if time.monotonic() >= self._good_until:
             raise LeaseLost(self._claim.task.task_id, self._claim.fence)
 
+    def end(self, error: DeliveryError) -> None:
+        """Stop the attempt with this error, unless its last write has begun. Any thread and signal handlers may call it."""
+        if self._ended is None:
+            self._end(error)
+
     @property
     def ended(self) -> DeliveryError | None:
         """Why the attempt must stop, if it must."""

@@ -7,6 +7,7 @@
     │   └── StillParked   an earlier job found it so; this one has not asked
     ├── Deferred          not enough memory or disk here, now: no attempt spent
     ├── LeaseLost         another worker owns the job now: stop at once, touch nothing more
+    ├── HandedOver        this worker is being stopped: put back at once, no attempt spent
     └── CancelRequested   the caller asked for the job to stop
 
 What fits none of these is *unknown*: see `retries.ErrorClass`.
@@ -68,6 +69,18 @@ class LeaseLost(DeliveryError):
             f"task {task_id}: the lease with fence {fence} is no longer this worker's",
             "Nothing to do: the worker that holds the newer lease finishes the job.",
         )
+
+
+class HandedOver(DeliveryError):
+    """This worker process is being stopped before the job is done."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "handed_over", "the worker was stopped while the job ran", "Nothing to do: another worker takes the job."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (HandedOver, ())
 
 
 class CancelRequested(DeliveryError):

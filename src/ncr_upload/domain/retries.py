@@ -10,6 +10,7 @@ from ncr_upload.domain.errors import (
     Deferred,
     DeliveryError,
     DestinationParked,
+    HandedOver,
     LeaseLost,
     Rejected,
     Unavailable,
@@ -35,6 +36,7 @@ _CLASSES: tuple[tuple[type[DeliveryError], ErrorClass], ...] = (
     (Deferred, ErrorClass.DEFERRED),
     (Unavailable, ErrorClass.TRANSIENT),
     (LeaseLost, ErrorClass.DEFERRED),
+    (HandedOver, ErrorClass.DEFERRED),
     (CancelRequested, ErrorClass.REJECTED),
 )
 
@@ -86,8 +88,8 @@ def find_policy(error_class: ErrorClass, limits: RetryLimits) -> Policy:
 
 
 def classify(error: BaseException) -> ErrorClass:
-    """The class of a failure. `LeaseLost` and `CancelRequested` are orders to stop, no failures: the worker obeys them
-    before it plans a retry. Here they count as what comes nearest: one leaves the job to another, the other ends it."""
+    """The class of a failure. `LeaseLost`, `HandedOver` and `CancelRequested` are orders to stop, no failures: the worker
+    obeys them before it plans a retry. Here they count as what comes nearest: two leave the job to another, one ends it."""
     return next((error_class for kind, error_class in _CLASSES if isinstance(error, kind)), ErrorClass.UNKNOWN)
 
 

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(20, gt=0)
     lease_renew_seconds: float = Field(5, gt=0)
     sweep_seconds: float = Field(3, gt=0)
+    worker_grace_seconds: float = Field(
+        25, ge=0, description="How long a stopped worker lets its jobs finish before it hands them over."
+    )
     job_expire_hours: float = Field(
         24, gt=0, description="How long Redis keeps the status of an ended job; SQL keeps it anyway."
     )

@@ -14,14 +14,17 @@ from typing import Any
 
 import structlog
 from celery import signals
+from celery.worker import state as worker_state
 
 from ncr_upload.application import duties
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
+from ncr_upload.application.leaving import Leaving
 from ncr_upload.application.recovery import SweepPorts, release_and_ring
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, HandedOver, Unavailable
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
 from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports, sweep_work_dir
 from ncr_upload.entrypoints.crash import crash_points
+from ncr_upload.entrypoints.drain import Drain, keep_from_children, listen_in_child
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
 
@@ -29,6 +32,7 @@ log = structlog.get_logger("ncr.worker")
 settings = load_settings()
 app = make_celery(settings)
 reach = crash_points(os.environ)
+leaving = Leaving()
 
 
 @lru_cache(maxsize=1)
@@ -48,8 +52,14 @@ def _keep_our_logs(**_: Any) -> None:
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def _begin_sweeping(**_: Any) -> None:
+def _when_ready(sender: Any, **_: Any) -> None:
+    _begin(sender.pool)  # Celery says so again whenever it has connected anew
+
+
+@lru_cache(maxsize=1)
+def _begin(pool: Any) -> None:
     threading.Thread(target=_sweep_work_dir, name="workspaces", daemon=True).start()
+    _listen(pool)
 
 
 def _sweep_work_dir() -> None:
@@ -65,20 +75,54 @@ def _sweep_work_dir() -> None:
         time.sleep(settings.sweep_seconds)
 
 
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _before_fork(**_: Any) -> None:
+    keep_from_children()
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _after_fork(**_: Any) -> None:
+    listen_in_child(leaving)
+
+
+def _listen(pool: Any) -> None:
+    def stop_fetching() -> None:
+        worker_state.should_stop = os.EX_OK
+
+    def list_children() -> list[int]:
+        try:
+            return list(pool.info.get("processes", ()))
+        except AttributeError:  # the pool has ended
+            return []
+
+    Drain(settings.worker_grace_seconds, stop_fetching, list_children).listen()
+
+
 @app.task(name="ncr.run_job")  # type: ignore[untyped-decorator]
 def run_job(task_id: str) -> None:
-    """Look at the task, and do one attempt at it if it is due and free."""
+    """Look at the task, and do one attempt at it if it is due and free. One that was being stopped leaves it to another."""
+    if leaving.said:
+        return
     with structlog.contextvars.bound_contextvars(task_id=task_id):
         try:
             ports, options = _worker_parts(os.getpid())
-            settled = run_task(task_id, ports, options, reach)
+            settled = run_task(task_id, ports, options, reach, leaving)
         except Unavailable as error:
             log.warning("task_not_run", code=error.code, reason=error.message, next_step=error.next_step)
             return
         if settled is not None:
             _log(settled)
+            if isinstance(settled.failure, HandedOver):
+                _ring_again(task_id)
             if settled.task.batch_id is not None and settled.task.finished_at is not None:
                 _release_next()
+
+
+def _ring_again(task_id: str) -> None:
+    try:
+        _sweep_parts(os.getpid()).queue.ring(task_id, first=True)
+    except Unavailable as error:
+        log.info("ring_left_to_sweeper", code=error.code)
 
 
 @app.task(name="ncr.run_duty")  # type: ignore[untyped-decorator]

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.doorbell import Doorbell
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.entrypoints.api import job_routes, monitoring_routes
@@ -30,9 +31,9 @@ Send a job to `/process-job`, follow it at `/job-status/{task_id}`. Errors are `
 """
 
 
-def create_app(ports: ApiPorts, settings: Settings) -> FastAPI:
+def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> FastAPI:
     """The API on these ports. Nothing is connected until the first request."""
-    doorbell = Doorbell(ports.queue, ports.board)
+    doorbell = Doorbell(ports.queue, ports.board, reach)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from ncr_upload.entrypoints.bootstrap.records import (
     make_queue,
     wait_for_tables,
 )
+from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import Settings, load_settings
 
@@ -44,7 +46,7 @@ def make_api() -> FastAPI:
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
     )
     threading.Thread(target=wait_for_tables, args=(settings,), name="tables", daemon=True).start()
-    return create_app(ports, settings)
+    return create_app(ports, settings, crash_points(os.environ))
 
 
 def _make_probes(settings: Settings, parking: Parking) -> dict[str, Probe]:

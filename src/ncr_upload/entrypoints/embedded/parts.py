@@ -101,6 +101,7 @@ def service_environment(site: Site, inherited: Mapping[str, str]) -> dict[str, s
         "VALIDATOR_API_KEY": secret.validator_key,
         "WORK_DIR": str(site.state_dir / "work"),
         "CELERY_WORKER_CONCURRENCY": inherited.get("CELERY_WORKER_CONCURRENCY") or "2",
+        "WORKER_GRACE_SECONDS": inherited.get("WORKER_GRACE_SECONDS") or "5",
     }
 
 
@@ -132,7 +133,7 @@ def assemble(site: Site, inherited: Mapping[str, str]) -> list[Part]:
             answers_http(site.ports["validator"], "/healthz", 200),
         ),
         Part("api", (*ncr, "api"), service, answers_http(api, "/livez", 200), stop_seconds=8),
-        Part("worker", (*ncr, "worker"), service, worker_answers, stop_seconds=15),
+        Part("worker", (*ncr, "worker"), service, worker_answers, stop_seconds=float(service["WORKER_GRACE_SECONDS"]) + 15),
         # Nobody can ask beat: it counts as ready when it still runs once a worker, which takes longer, answers.
         Part("beat", (*ncr, "beat"), service, worker_answers, needs=("api",)),
     ]
