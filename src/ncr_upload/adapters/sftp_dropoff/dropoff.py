@@ -82,16 +82,18 @@ class SftpSession:
     async def probe(self) -> None:
         """The file is larger than what a full disk may still take in."""
         staging = posixpath.join(self._base, STAGING)
-        path = posixpath.join(staging, PROBE + secrets.token_hex(8))
+        folder = posixpath.join(staging, PROBE + secrets.token_hex(8))
+        file = posixpath.join(folder, "file")
         async with self._full_disk_told():
             await self._remote.make_folders(staging)
             try:
-                await self._remote.ask(f"write {path}", self._write(path, bytes(PROBE_BYTES)))
+                await self._remote.make_folder(folder)
+                await self._remote.ask(f"write {file}", self._write(file, bytes(PROBE_BYTES)))
             except DeliveryError:
                 with suppress(DeliveryError):
-                    await self._remote.remove_files([path])
+                    await self._remote.remove_tree(folder)
                 raise
-            await self._remote.remove_files([path])
+            await self._remote.remove_tree(folder)
 
     # --- ownership ----------------------------------------------------------------------------------------------
 
