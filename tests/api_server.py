@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,26 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatusBoard
-from ncr_upload.application.api_ports import ApiPorts
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatistics, MemoryStatusBoard, MemoryWorkerReports
+from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.domain.jobs import Claim, Task
 from ncr_upload.entrypoints.settings import Settings
 
 JOB: dict[str, Any] = {"job_id": "job-1", "username": "ann", "campaign": "spring", "row_id": 7}
 SETTINGS = Settings(_env_file=None, batch_size=2)
+
+
+def make_ports(
+    ledger: Any,
+    board: MemoryStatusBoard,
+    queue: Any,
+    host: MemoryHost,
+    queue_name: str,
+    check: Probe,
+    deep_probes: Mapping[str, Probe],
+) -> ApiPorts:
+    """With nothing known of workers and no figures."""
+    return ApiPorts(ledger, board, queue, host, queue_name, check, deep_probes, MemoryWorkerReports(), MemoryStatistics())
 
 
 @contextmanager

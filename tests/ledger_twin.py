@@ -14,7 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Memory, Page, Recording
+from ncr_upload.application.ports import (
+    AlreadyLive,
+    BatchCounts,
+    CancelAnswer,
+    Figures,
+    Idempotency,
+    KeyReused,
+    Memory,
+    Page,
+    Recording,
+    WorkerReport,
+)
 from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
@@ -593,6 +604,34 @@ class MemoryJobQueue:
             raise REDIS_AWAY
 
 
+class MemoryWorkerReports:
+    """`WorkerReports` in a dictionary."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._reports: dict[str, WorkerReport] = {}
+
+    def report(self, report: WorkerReport) -> None:
+        self._reports[report.worker] = replace(report, seen_at=self._clock())
+
+    def recent(self, within_seconds: float) -> list[WorkerReport]:
+        since = self._clock() - within_seconds
+        return [self._reports[name] for name in sorted(self._reports) if self._reports[name].seen_at >= since]
+
+    def leave(self, worker: str) -> None:
+        self._reports.pop(worker, None)
+
+
+class MemoryStatistics:
+    """`Statistics` with the figures it is given."""
+
+    def __init__(self) -> None:
+        self.told = Figures({}, {}, 0.0, 0)
+
+    def figures(self, batch_timeout_seconds: float) -> Figures:
+        return self.told
+
+
 class MemoryHost:
     """`Host` with the figures it is given."""
 
@@ -602,8 +641,8 @@ class MemoryHost:
     def memory(self) -> Memory:
         return self.figures
 
-    def process_memory(self) -> int:
-        return 1
+    def process_memory(self, *, children: bool = False) -> int:
+        return 2 if children else 1
 
     def free_disk(self, path: object) -> int:
         return 10**12

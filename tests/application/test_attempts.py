@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fault_table import fault
-from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.crash_points import CRASH_POINTS
@@ -21,7 +21,7 @@ from ncr_upload.application.duties import run_duty
 from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
-from ncr_upload.application.recovery import SweepPorts, sweep
+from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import DestinationParked, Rejected, Unavailable
 from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
@@ -382,8 +382,8 @@ def test_looking_that_kills_its_worker_too_ends_and_warns_that_the_package_may_b
     die_often(worker, "publish:after", 1)
     die_often(worker, "record:before", 5)
     assert worker.run() is None
-    ports = SweepPorts(*[worker.ledger] * 5, MemoryJobQueue(), worker.board)  # type: ignore[arg-type]
-    swept = sweep(ports, batch_size=5)
+    ports = SweepPorts(*[worker.ledger] * 5, MemoryJobQueue(), worker.board, MemoryWorkerReports())  # type: ignore[arg-type]
+    swept = sweep(ports, ReleaseLimits(5, 30))
     assert swept.given_up == (worker.task_id,)
     assert "may be visible as 'job-1'" in worker.task.message
     assert worker.task.problem is not None

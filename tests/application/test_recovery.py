@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ledger_twin import MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ledger_twin import MemoryJobQueue, MemoryLedger, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.application import recovery
-from ncr_upload.application.recovery import SweepPorts, sweep
+from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
 from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
 
 
@@ -30,11 +30,11 @@ def queue() -> MemoryJobQueue:
 @pytest.fixture
 def sweep_once(ledger: MemoryLedger, queue: MemoryJobQueue) -> Callable[[], list[str]]:
     """Sweeps, and returns the tasks it rang for."""
-    ports = SweepPorts(ledger, ledger, ledger, ledger, ledger, queue, MemoryStatusBoard())
+    ports = SweepPorts(ledger, ledger, ledger, ledger, ledger, queue, MemoryStatusBoard(), MemoryWorkerReports())
 
     def run() -> list[str]:
         before = len(queue.rung)
-        sweep(ports, batch_size=5)
+        sweep(ports, ReleaseLimits(5, 30))
         return queue.rung[before:]
 
     return run

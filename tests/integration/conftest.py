@@ -16,11 +16,10 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
-from api_server import SETTINGS, Site, serve
+from api_server import SETTINGS, Site, make_ports, serve
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bundled_validator import BundledValidator
@@ -134,7 +133,15 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backing]
 @pytest.fixture
 def site(backing: Backing) -> Iterator[Site]:
     board, queue, host = MemoryStatusBoard(), MemoryJobQueue(workers=["celery@here"]), MemoryHost()
-    ports = ApiPorts(backing.ledger, board, queue, host, "ncr_jobs", backing.check, {"s3": lambda: None, "sftp": sftp_is_away})
+    ports = make_ports(
+        backing.ledger,
+        board,
+        queue,
+        host,
+        "ncr_jobs",
+        backing.check,
+        {"s3": lambda: None, "sftp": sftp_is_away},
+    )
     with serve(create_app(ports, SETTINGS)) as http:
         yield Site(http, ports, backing.claims, board, queue, host)
 

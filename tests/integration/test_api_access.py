@@ -11,9 +11,8 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from api_server import assert_problem
+from api_server import assert_problem, make_ports
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
-from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.settings import Anonymous, Settings
 
@@ -39,7 +38,15 @@ def ask(
     **settings: Any,
 ) -> httpx.Response:
     """One request as it comes from `peer`."""
-    ports = ApiPorts(CrashingLedger(), MemoryStatusBoard(), MemoryJobQueue(), MemoryHost(), "q", lambda: None, {})
+    ports = make_ports(
+        CrashingLedger(),
+        MemoryStatusBoard(),
+        MemoryJobQueue(),
+        MemoryHost(),
+        "q",
+        lambda: None,
+        {},
+    )
     app = create_app(ports, Settings(_env_file=None, **settings))
 
     async def send() -> httpx.Response:

@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api_server import SETTINGS, serve
+from api_server import SETTINGS, make_ports, serve
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
-from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.api.problems import MEDIA_TYPE
 from parts import require
@@ -33,12 +32,21 @@ ENDPOINTS = {
     ("get", "/readyz"),
     ("get", "/memory-stats"),
     ("get", "/celery-stats"),
+    ("get", "/metrics"),
 }
 
 
 @pytest.fixture(scope="module")
 def http() -> Iterator[httpx.Client]:
-    ports = ApiPorts(MemoryLedger(), MemoryStatusBoard(), MemoryJobQueue(), MemoryHost(), "q", lambda: None, {})
+    ports = make_ports(
+        MemoryLedger(),
+        MemoryStatusBoard(),
+        MemoryJobQueue(),
+        MemoryHost(),
+        "q",
+        lambda: None,
+        {},
+    )
     with serve(create_app(ports, SETTINGS)) as client:
         yield client
 
@@ -69,7 +77,9 @@ def test_every_answer_has_an_example_and_every_error_is_a_problem(document: dict
         for status, answer in operation["responses"].items():
             where = f"{method} {path} {status}"
             content = answer["content"]
-            if status.startswith("2") or (path, status) == ("/health", "503"):
+            if path == "/metrics" and status == "200":
+                assert set(content) == {"text/plain"}
+            elif status.startswith("2") or (path, status) == ("/health", "503"):
                 name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
                 assert schemas[name]["examples"], where
             else:

@@ -15,12 +15,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine, text
 
-from api_server import JOB, SETTINGS, Site, assert_problem, serve
+from api_server import JOB, SETTINGS, Site, assert_problem, make_ports, serve
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.celery_queue import QUEUE, CeleryQueue, make_app
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bootstrap.records import check_database
@@ -81,7 +80,7 @@ def frozen() -> Iterator[tuple[Site, FrozenLedger]]:
     def check() -> None:
         ledger.thawed.wait()
 
-    ports = ApiPorts(ledger, board, queue, host, QUEUE, check, {"s3": check})
+    ports = make_ports(ledger, board, queue, host, QUEUE, check, {"s3": check})
     with serve(create_app(ports, SETTINGS)) as http:
         yield Site(http, ports, ledger, board, queue, host), ledger
         ledger.thawed.set()
@@ -150,7 +149,15 @@ def real(tmp_path: Path) -> Iterator[RealSite]:
         ledger = SqlSubmissions(engine, max_attempts=5)
         board = RedisStatusBoard(valkey.url, "here", final_seconds=60)
         queue = CeleryQueue(celery, "here")
-        ports = ApiPorts(ledger, board, queue, MemoryHost(), QUEUE, lambda: check_database(engine), {})
+        ports = make_ports(
+            ledger,
+            board,
+            queue,
+            MemoryHost(),
+            QUEUE,
+            lambda: check_database(engine),
+            {},
+        )
         http = stack.enter_context(serve(create_app(ports, SETTINGS)))
         stack.callback(valkey.thaw)
         yield RealSite(http, valkey, engine, ledger)

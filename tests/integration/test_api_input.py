@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from api_server import JOB, SETTINGS, Site, assert_problem, serve
+from api_server import JOB, SETTINGS, Site, assert_problem, make_ports, serve
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
-from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.api.middleware import MAX_BODY_BYTES
 
@@ -19,7 +20,7 @@ from ncr_upload.entrypoints.api.middleware import MAX_BODY_BYTES
 @contextmanager
 def start_site() -> Iterator[Site]:
     ledger, board, queue, host = MemoryLedger(), MemoryStatusBoard(), MemoryJobQueue(), MemoryHost()
-    ports = ApiPorts(ledger, board, queue, host, "ncr_jobs", lambda: None, {})
+    ports = make_ports(ledger, board, queue, host, "ncr_jobs", lambda: None, {})
     with serve(create_app(ports, SETTINGS)) as http:
         yield Site(http, ports, ledger, board, queue, host)
 
@@ -111,6 +112,19 @@ def test_a_body_over_the_limit_is_413_before_any_of_it_is_sent(site: Site) -> No
         answer = connection.makefile("rb").read()  # to the end: the connection is closed too
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
+
+
+def test_a_caller_that_sends_all_of_a_huge_body_first_still_gets_the_answer(site: Site) -> None:
+    size = 200 * 1024**2
+    url = site.http.base_url
+    connection = http.client.HTTPConnection(str(url.host), url.port, timeout=60)
+    chunks = (bytes(2**20) for _ in range(size // 2**20))
+    headers = {"Content-Type": "application/json", "Content-Length": str(size)}
+    connection.request("POST", "/process-batch", body=chunks, headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())["code"] == "body_too_large"
+    connection.close()
 
 
 def test_a_chunked_body_over_the_limit_is_413_too(site: Site) -> None:

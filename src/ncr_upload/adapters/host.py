@@ -46,9 +46,10 @@ class MachineHost:
                 return max(limited, key=lambda memory: memory.used_percent)
         return Memory(used=host.total - host.available, total=host.total, source="host")
 
-    def process_memory(self) -> int:
+    def process_memory(self, *, children: bool = False) -> int:
         """See `Host.process_memory`."""
-        return int(psutil.Process(os.getpid()).memory_info().rss)
+        own = psutil.Process(os.getpid())
+        return sum(_resident(each) for each in (own, *(own.children(recursive=True) if children else ())))
 
     def free_disk(self, path: Path) -> int:
         """See `Host.free_disk`. A folder that is yet to be made counts as its nearest parent."""
@@ -86,6 +87,13 @@ class MachineHost:
         folders = [mount / group, *(mount / parent for parent in group.parents)]
         found = (_read(flavour, folder, host_total) for folder in dict.fromkeys(folders))
         return [memory for memory in found if memory is not None]
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _read(flavour: _Flavour, folder: Path, host_total: int) -> Memory | None:

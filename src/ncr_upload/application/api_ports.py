@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ncr_upload.application.lanes import Lanes
-from ncr_upload.application.ports import Host, JobQueue, StatusBoard, Submissions
+from ncr_upload.application.ports import Host, JobQueue, Statistics, StatusBoard, Submissions, WorkerReports
 
 Probe = Callable[[], object]
 """Asks one outside part whether it works. Blocks for a second or two at most; raises a `DeliveryError` when it does not."""
@@ -23,4 +23,6 @@ class ApiPorts:
     queue_name: str
     check_database: Probe
     deep_probes: Mapping[str, Probe]
+    reports: WorkerReports
+    statistics: Statistics
     lanes: Lanes = field(default_factory=Lanes)

@@ -26,6 +26,22 @@ Recording = Callable[[Any], str | None]
 result, if any, is a remark for the task's history."""
 
 
+# --- the machine, in figures --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. `source` says what was read: 'cgroup2', 'cgroup1' or 'host'."""
+
+    used: int
+    total: int
+    source: str
+
+    @property
+    def used_percent(self) -> float:
+        return 100.0 * self.used / self.total if self.total else 0.0
+
+
 # --- object storage ---------------------------------------------------------------------------------------------
 
 
@@ -365,6 +381,49 @@ class Recovery(Protocol):
         `workers` have room for (`domain.batches.plan_room`); their task ids."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker's main process said of itself and its host. Bytes; `resident_bytes` is the worker with its children.
+    `seen_at`: seconds since the epoch by the ledger's clock."""
+
+    worker: str
+    room: WorkerRoom
+    memory: Memory
+    resident_bytes: int
+    free_disk_bytes: int
+    seen_at: float = 0.0
+
+
+class WorkerReports(Protocol):
+    """What the workers last said of themselves."""
+
+    def report(self, report: WorkerReport) -> None:
+        """Say it again; the last word of a worker counts. Reports of a day ago are forgotten."""
+
+    def recent(self, within_seconds: float) -> list[WorkerReport]:
+        """The reports of no longer ago than that, by worker name."""
+
+    def leave(self, worker: str) -> None:
+        """The worker has stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How the ledger stands, for monitoring. `oldest_due_seconds`: how long the task that has been due longest has waited."""
+
+    live: dict[Status, int]
+    ended_last_hour: dict[Status, int]
+    oldest_due_seconds: float
+    stalled_batches: int
+
+
+class Statistics(Protocol):
+    """The ledger in figures."""
+
+    def figures(self, batch_timeout_seconds: float) -> Figures:
+        """Now. A batch is stalled when it has live tasks and none of its tasks has changed for that long."""
+
+
 class Cleaning(Protocol):
     """Which tasks may still have staging folders at the destination, or a workspace on a host, that nobody needs."""
 
@@ -455,25 +514,12 @@ class JobQueue(Protocol):
 # --- the machine ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes. `source` says what was read: 'cgroup2', 'cgroup1' or 'host'."""
-
-    used: int
-    total: int
-    source: str
-
-    @property
-    def used_percent(self) -> float:
-        return 100.0 * self.used / self.total if self.total else 0.0
-
-
 class Host(Protocol):
     def memory(self) -> Memory:
         """Memory of this container, or of the host where there is none."""
 
-    def process_memory(self) -> int:
-        """Resident bytes of this process, now."""
+    def process_memory(self, *, children: bool = False) -> int:
+        """Resident bytes of this process, now; with `children`, of all its descendants too."""
 
     def free_disk(self, path: Path) -> int:
         """Free bytes where `path` is."""

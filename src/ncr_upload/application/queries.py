@@ -11,7 +11,8 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from ncr_upload.application.api_ports import ApiPorts
-from ncr_upload.application.ports import Host, Page
+from ncr_upload.application.monitoring import REPORTS_MISSED
+from ncr_upload.application.ports import Figures, Page, WorkerReport
 from ncr_upload.application.views import is_whole, iso_time, optional_time, view_of, with_live
 from ncr_upload.domain.admission import AdmissionLimits, Admit, decide, recommend_concurrency
 from ncr_upload.domain.batches import BatchStatus, count_statuses, estimate_remaining, percentage, roll_up
@@ -114,9 +115,18 @@ async def read_batch(
     }
 
 
-def read_memory(host: Host, limits: AdmissionLimits, *, child_bytes: int, configured_concurrency: int) -> dict[str, Any]:
-    """Memory of this process and of the container or host, and what it allows. `child_bytes`: what one worker child may use."""
-    memory = host.memory()
+async def read_reports(ports: ApiPorts, interval_seconds: float) -> list[WorkerReport] | Unavailable:
+    """What the workers last said of their hosts, as far as they still report."""
+    return await _answer_or_error(ports.lanes.database.run(lambda: ports.reports.recent(REPORTS_MISSED * interval_seconds)))
+
+
+async def read_memory(
+    ports: ApiPorts, limits: AdmissionLimits, *, child_bytes: int, configured_concurrency: int, report_seconds: float
+) -> dict[str, Any]:
+    """Memory of this process and of the container or host, and what it allows; and what the workers say of theirs.
+    `child_bytes`: what one worker child may use."""
+    host, memory = ports.host, ports.host.memory()
+    reports = await read_reports(ports, report_seconds)
     return {
         "process": {"rss_bytes": host.process_memory()},
         "system": {
@@ -135,6 +145,23 @@ def read_memory(host: Host, limits: AdmissionLimits, *, child_bytes: int, config
             child_bytes=child_bytes,
             configured=configured_concurrency,
         ),
+        "workers": [] if isinstance(reports, Unavailable) else [_report_view(report) for report in reports],
+        "problems": [reports.message] if isinstance(reports, Unavailable) else [],
+    }
+
+
+def _report_view(report: WorkerReport) -> dict[str, Any]:
+    return {
+        "worker": report.worker,
+        "seen_at": iso_time(report.seen_at),
+        "resident_bytes": report.resident_bytes,
+        "used_bytes": report.memory.used,
+        "total_bytes": report.memory.total,
+        "used_percent": round(report.memory.used_percent, 1),
+        "source": report.memory.source,
+        "free_disk_bytes": report.free_disk_bytes,
+        "capacity": report.room.capacity,
+        "configured": report.room.configured,
     }
 
 
@@ -157,6 +184,20 @@ async def read_workers(ports: ApiPorts) -> dict[str, Any]:
         "queues": {ports.queue_name: None if isinstance(depth, Unavailable) else depth},
         "problems": [error.message for error in (workers, depth) if isinstance(error, Unavailable)],
     }
+
+
+async def read_depths(ports: ApiPorts) -> dict[str, int] | Unavailable:
+    """Messages that wait, by queue."""
+
+    def ask() -> dict[str, int]:
+        return {ports.queue_name: ports.queue.depth() + ports.queue.depth(first=True)}
+
+    return await _answer_or_error(ports.lanes.queue.run(ask))
+
+
+async def read_figures(ports: ApiPorts, batch_timeout_seconds: float) -> Figures | Unavailable:
+    """The ledger in figures."""
+    return await _answer_or_error(ports.lanes.database.run(lambda: ports.statistics.figures(batch_timeout_seconds)))
 
 
 async def _answer_or_error(answer: Awaitable[T]) -> T | Unavailable:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from ncr_upload.application.attempts import warn_of_delivery
 from ncr_upload.application.duties import due_duties
 from ncr_upload.application.live import post_quietly
-from ncr_upload.application.ports import Cleaning, Duties, JobQueue, Parking, Recovery, StatusBoard, Submissions
+from ncr_upload.application.monitoring import read_rooms
+from ncr_upload.application.ports import (
+    Cleaning,
+    Duties,
+    JobQueue,
+    Parking,
+    Recovery,
+    StatusBoard,
+    Submissions,
+    WorkerReports,
+)
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.retries import ErrorClass
 
@@ -26,6 +36,7 @@ class SweepPorts:
     submissions: Submissions
     queue: JobQueue
     board: StatusBoard
+    reports: WorkerReports
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +48,32 @@ class Swept:
     given_up: tuple[str, ...]
 
 
-def sweep(ports: SweepPorts, *, batch_size: int) -> Swept:
+@dataclass(frozen=True, slots=True)
+class ReleaseLimits:
+    """BATCH_SIZE, and how often workers report (MEMORY_CHECK_INTERVAL)."""
+
+    batch_size: int
+    report_seconds: float
+
+
+def sweep(ports: SweepPorts, limits: ReleaseLimits) -> Swept:
     """Release batch jobs, end what killed its worker every time, ring for what is due. Raises `Unavailable`."""
     given_up = _give_up_exhausted(ports)
-    released = ports.recovery.release_batch_jobs(batch_size)
+    released = _release(ports, limits)
     _ring_duties(ports)
     return Swept(len(released), _ring_due(ports), tuple(given_up))
 
 
-def release_and_ring(ports: SweepPorts, *, batch_size: int) -> int:
+def release_and_ring(ports: SweepPorts, limits: ReleaseLimits) -> int:
     """Let the next jobs of the batches begin, as soon as one has ended. Raises `Unavailable`."""
-    released = ports.recovery.release_batch_jobs(batch_size)
+    released = _release(ports, limits)
     for task_id in released:
         ports.queue.ring(task_id)
     return len(released)
+
+
+def _release(ports: SweepPorts, limits: ReleaseLimits) -> list[str]:
+    return ports.recovery.release_batch_jobs(limits.batch_size, read_rooms(ports.reports, limits.report_seconds))
 
 
 def _ring_duties(ports: SweepPorts) -> None:

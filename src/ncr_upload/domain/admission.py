@@ -55,6 +55,32 @@ def decide(
     return Admit()
 
 
+def plan_capacity(
+    *,
+    used_bytes: int,
+    total_bytes: int,
+    limits: AdmissionLimits,
+    child_bytes: int,
+    configured: int,
+    resident_bytes: int,
+    free_disk_bytes: int,
+) -> int:
+    """How many jobs at once a worker has room for now: none above the memory limit or on a full disk, else as many children
+    of `child_bytes` as fit below the limit beside everybody else, at least 1 and at most `configured`. The worker's own
+    `resident_bytes` are taken to be those children's."""
+    if free_disk_bytes < limits.spare_disk_bytes:
+        return 0
+    if total_bytes > 0 and 100 * used_bytes > limits.max_memory_percent * total_bytes:
+        return 0
+    return recommend_concurrency(
+        used_bytes=max(0, used_bytes - resident_bytes),
+        total_bytes=total_bytes,
+        max_memory_percent=limits.max_memory_percent,
+        child_bytes=child_bytes,
+        configured=configured,
+    )
+
+
 def recommend_concurrency(
     *, used_bytes: int, total_bytes: int, max_memory_percent: float, child_bytes: int, configured: int
 ) -> int:

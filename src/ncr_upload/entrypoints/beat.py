@@ -14,7 +14,7 @@ from celery.beat import ScheduleEntry, Scheduler
 
 from ncr_upload.application.recovery import SweepPorts, sweep
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
 
@@ -39,7 +39,7 @@ def _keep_our_logs(**_: Any) -> None:
 def run_sweep() -> None:
     """One sweep: see `application.recovery`."""
     try:
-        swept = sweep(_sweep_parts(), batch_size=settings.batch_size)
+        swept = sweep(_sweep_parts(), make_release_limits(settings))
     except Unavailable as error:
         log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
         return

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
 
     # Memory and batches
     max_memory_usage_percent: float = Field(80, gt=0, le=100)
+    memory_check_interval: float = Field(
+        30, gt=0, description="Seconds between two looks at memory and disk, by the API and by each worker."
+    )
     celery_worker_concurrency: int = Field(4, ge=1)
     celery_worker_max_memory_per_child: int = Field(200_000, ge=1, description="KB of resident memory.")
     celery_worker_max_tasks_per_child: int = Field(1000, ge=1)

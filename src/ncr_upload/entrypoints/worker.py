@@ -22,15 +22,19 @@ from ncr_upload.application.leaving import Leaving
 from ncr_upload.application.recovery import SweepPorts, release_and_ring
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, HandedOver, Unavailable
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_sweep_ports, sweep_work_dir
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports, sweep_work_dir
 from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.drain import Drain, keep_from_children, listen_in_child
 from ncr_upload.entrypoints.logs import set_up_logs
+from ncr_upload.entrypoints.memory_monitor import WorkerMonitor
+from ncr_upload.entrypoints.recycling import recycle_by_current_size
 from ncr_upload.entrypoints.settings import load_settings
 
 log = structlog.get_logger("ncr.worker")
 settings = load_settings()
 app = make_celery(settings)
+app.steps["worker"].add(WorkerMonitor)
+recycle_by_current_size(settings.celery_worker_max_memory_per_child)
 reach = crash_points(os.environ)
 leaving = Leaving()
 
@@ -137,7 +141,7 @@ def run_duty(name: str) -> None:
 
 def _release_next() -> None:
     try:
-        release_and_ring(_sweep_parts(os.getpid()), batch_size=settings.batch_size)
+        release_and_ring(_sweep_parts(os.getpid()), make_release_limits(settings))
     except Unavailable as error:
         log.info("release_left_to_sweeper", code=error.code)
 

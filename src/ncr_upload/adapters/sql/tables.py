@@ -125,6 +125,21 @@ files = Table(
 )
 
 
+workers = Table(
+    "ncr_workers",
+    metadata,
+    Column("worker", exact(255), primary_key=True),
+    Column("seen_at", Double, nullable=False, index=True),
+    Column("capacity", Integer, nullable=False),
+    Column("configured", Integer, nullable=False),
+    Column("memory_used", BigInteger, nullable=False),
+    Column("memory_total", BigInteger, nullable=False),
+    Column("memory_source", String(16), nullable=False),
+    Column("resident_bytes", BigInteger, nullable=False),
+    Column("free_disk_bytes", BigInteger, nullable=False),
+)
+
+
 idempotency = Table(
     "ncr_idempotency",
     metadata,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,8 +13,9 @@ from starlette.middleware.cors import CORSMiddleware
 from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.doorbell import Doorbell
+from ncr_upload.application.monitoring import MemoryWatch
 from ncr_upload.domain.admission import AdmissionLimits
-from ncr_upload.entrypoints.api import job_routes, monitoring_routes
+from ncr_upload.entrypoints.api import job_routes, metrics, monitoring_routes
 from ncr_upload.entrypoints.api.access import HEADER, Access
 from ncr_upload.entrypoints.api.context import Context
 from ncr_upload.entrypoints.api.docs import complete_openapi, serve_docs
@@ -37,7 +39,9 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(_watch_memory(ports, settings))
         yield
+        watching.cancel()
         await anyio.to_thread.run_sync(doorbell.close, LAST_RINGS_SECONDS)
 
     app = FastAPI(
@@ -52,11 +56,19 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
     app.state.context = Context(ports, settings, doorbell, AdmissionLimits(settings.max_memory_usage_percent))
     app.include_router(job_routes.router)
     app.include_router(monitoring_routes.router)
+    app.include_router(metrics.router)
     serve_docs(app)
     complete_openapi(app)
     render_problems(app)
     _add_middleware(app, settings)
     return app
+
+
+async def _watch_memory(ports: ApiPorts, settings: Settings) -> None:
+    watch = MemoryWatch(settings.max_memory_usage_percent)
+    while True:
+        watch.look(ports.host)
+        await asyncio.sleep(settings.memory_check_interval)
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Path, Query, Request
 
 from ncr_upload.application import queries
+from ncr_upload.application.lanes import ANSWER_SECONDS
 from ncr_upload.application.ports import CancelAnswer, KeyReused
 from ncr_upload.application.submissions import (
     Accepted,
@@ -54,6 +55,9 @@ class OnConflict(StrEnum):
     SKIP = "skip"
     REJECT = "reject"
 
+
+SECONDS_PER_JOB = 0.001
+"""What a batch may take beyond the time of a single job, on a slow database. One that is away is noticed before."""
 
 ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -133,7 +137,8 @@ async def process_batch(
             host=ports.host,
             doorbell=api.doorbell,
             limits=api.limits,
-        )
+        ),
+        ANSWER_SECONDS + len(jobs) * SECONDS_PER_JOB,
     )
     return _describe_batch(_accepted(answer, api), request)
 

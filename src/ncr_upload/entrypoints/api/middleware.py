@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from contextlib import suppress
 
 import structlog
 from starlette.datastructures import Headers
@@ -13,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ncr_upload.entrypoints.api.problems import internal_problem, too_large_problem
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+DRAIN_SECONDS = 5.0
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
 
 log = structlog.stdlib.get_logger("ncr.api")
@@ -68,7 +71,7 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._limit_bytes:
-            await too_large_problem(self._limit_bytes)(scope, receive, send)
+            await _answer_and_drain(too_large_problem(self._limit_bytes), scope, receive, send)
             return
         received = 0
 
@@ -81,3 +84,18 @@ class BodyLimit:
             return message
 
         await self._app(scope, count, send)
+
+
+async def _answer_and_drain(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer before the body is read, then throw away what the caller still sends, for a while: many callers listen only
+    once they have sent everything, and would see a reset connection instead of the answer."""
+
+    async def keep_open(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await answer(scope, receive, keep_open)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                continue
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

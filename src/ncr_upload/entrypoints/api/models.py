@@ -375,6 +375,21 @@ class SystemMemory(BaseModel):
     source: str = Field(description="cgroup2, cgroup1 or host.")
 
 
+class WorkerMemory(BaseModel):
+    """What a worker said of itself and its host, every MEMORY_CHECK_INTERVAL seconds."""
+
+    worker: str
+    seen_at: str
+    resident_bytes: int = Field(description="The worker with its children.")
+    used_bytes: int
+    total_bytes: int
+    used_percent: float
+    source: str
+    free_disk_bytes: int = Field(description="Where WORK_DIR is.")
+    capacity: int = Field(description="Jobs at once it has room for now.")
+    configured: int = Field(description="Jobs at once it is set to.")
+
+
 class MemoryView(BaseModel):
     """Memory, and what it allows."""
 
@@ -383,6 +398,8 @@ class MemoryView(BaseModel):
     limit_percent: float = Field(description="MAX_MEMORY_USAGE_PERCENT.")
     accepting_jobs: bool = Field(description="Whether a job sent now would be accepted.")
     recommended_concurrency: int = Field(description="Worker children that fit into what is left below the limit, at least 1.")
+    workers: list[WorkerMemory] = Field(description="Every worker that still reports.")
+    problems: list[str] = Field(description="Why the workers' reports are missing, if they are.")
     timestamp: str
 
     model_config = ConfigDict(
@@ -400,6 +417,21 @@ class MemoryView(BaseModel):
                     "limit_percent": 80.0,
                     "accepting_jobs": True,
                     "recommended_concurrency": 4,
+                    "workers": [
+                        {
+                            "worker": "celery@host",
+                            "seen_at": TIME,
+                            "resident_bytes": 524288000,
+                            "used_bytes": 858993459,
+                            "total_bytes": 2147483648,
+                            "used_percent": 40.0,
+                            "source": "cgroup2",
+                            "free_disk_bytes": 42949672960,
+                            "capacity": 4,
+                            "configured": 4,
+                        }
+                    ],
+                    "problems": [],
                     "timestamp": TIME,
                 }
             ]

@@ -85,12 +85,14 @@ async def health(
     dependencies=[documented],
 )
 async def memory_stats(api: In) -> dict[str, Any]:
-    """Memory of this process and of the container (or host), and whether a job sent now would be accepted."""
-    told = queries.read_memory(
-        api.ports.host,
+    """Memory of this process and of the container (or host), whether a job sent now would be accepted, and what the workers
+    said of their hosts last."""
+    told = await queries.read_memory(
+        api.ports,
         api.limits,
         child_bytes=api.settings.celery_worker_max_memory_per_child * 1024,
         configured_concurrency=api.settings.celery_worker_concurrency,
+        report_seconds=api.settings.memory_check_interval,
     )
     return told | {"timestamp": now()}
 

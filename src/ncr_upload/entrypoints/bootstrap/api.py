@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.sql.parking import SqlParking
+from ncr_upload.adapters.sql.statistics import SqlStatistics
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.lanes import Lanes
 from ncr_upload.application.parking import require_open
@@ -43,6 +45,8 @@ def make_api() -> FastAPI:
         queue_name=celery_queue.QUEUE,
         check_database=lambda: check_database(engine),
         deep_probes={"tables": lambda: check_tables(engine)} | _make_probes(settings, SqlParking(engine)),
+        reports=SqlWorkerReports(engine),
+        statistics=SqlStatistics(engine),
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
     )
     threading.Thread(target=wait_for_tables, args=(settings,), name="tables", daemon=True).start()

@@ -76,9 +76,17 @@ def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
             file_selection=settings.file_selection,
             layout_collisions=settings.layout_collisions,
             download_concurrency=settings.download_concurrency,
-            admission=AdmissionLimits(settings.max_memory_usage_percent),
+            admission=make_limits(settings),
         ),
     )
+
+
+def make_limits(settings: Settings) -> AdmissionLimits:
+    return AdmissionLimits(settings.max_memory_usage_percent)
+
+
+def make_host() -> MachineHost:
+    return MachineHost()
 
 
 def make_store(settings: Settings) -> S3ObjectStore:

@@ -18,7 +18,8 @@ from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.recovery import SweepPorts
+from ncr_upload.adapters.sql.workers import SqlWorkerReports
+from ncr_upload.application.recovery import ReleaseLimits, SweepPorts
 from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Status
@@ -140,6 +141,20 @@ def make_board(settings: Settings) -> RedisStatusBoard:
     return RedisStatusBoard(settings.redis_url(), _redis_place(settings), final_seconds=settings.job_expire_hours * 3600)
 
 
+@contextmanager
+def open_reports(settings: Settings) -> Iterator[SqlWorkerReports]:
+    """For a word now and then: connects anew, and keeps nothing open."""
+    engine = make_engine(settings, pool_size=1)
+    try:
+        yield SqlWorkerReports(engine)
+    finally:
+        engine.dispose()
+
+
+def make_release_limits(settings: Settings) -> ReleaseLimits:
+    return ReleaseLimits(settings.batch_size, settings.memory_check_interval)
+
+
 def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
     engine = make_engine(settings, pool_size=2, wait_seconds=PATIENT_SECONDS)
     return SweepPorts(
@@ -150,6 +165,7 @@ def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
         submissions=SqlSubmissions(engine, max_attempts=settings.max_attempts),
         queue=make_queue(settings, app),
         board=make_board(settings),
+        reports=SqlWorkerReports(engine),
     )
 
 

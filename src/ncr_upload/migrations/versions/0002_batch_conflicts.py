@@ -1,4 +1,4 @@
-"""Jobs that were left out of a batch because they were in flight already."""
+"""What a batch left out because it was in flight already; what the workers say of themselves."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def upgrade() -> None:
         sa.Column("task_id", exact(36), nullable=False),
     )
 
+    op.create_table(
+        "ncr_workers",
+        sa.Column("worker", exact(255), primary_key=True),
+        sa.Column("seen_at", sa.Double, nullable=False, index=True),
+        sa.Column("capacity", sa.Integer, nullable=False),
+        sa.Column("configured", sa.Integer, nullable=False),
+        sa.Column("memory_used", sa.BigInteger, nullable=False),
+        sa.Column("memory_total", sa.BigInteger, nullable=False),
+        sa.Column("memory_source", sa.String(16), nullable=False),
+        sa.Column("resident_bytes", sa.BigInteger, nullable=False),
+        sa.Column("free_disk_bytes", sa.BigInteger, nullable=False),
+    )
+
 
 def downgrade() -> None:
+    op.drop_table("ncr_workers")
     op.drop_table("ncr_batch_conflicts")

@@ -1,0 +1,63 @@
+"""Looks at the memory and the disk of a worker's host every MEMORY_CHECK_INTERVAL seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery import bootsteps
+
+from ncr_upload.application.monitoring import MemoryWatch, observe
+from ncr_upload.application.ports import WorkerReport
+from ncr_upload.domain.errors import Unavailable
+from ncr_upload.entrypoints.bootstrap.deliveries import make_host, make_limits
+from ncr_upload.entrypoints.bootstrap.records import open_reports
+from ncr_upload.entrypoints.settings import Settings, load_settings
+
+log = structlog.get_logger("ncr.memory")
+
+
+class WorkerMonitor(bootsteps.StartStopStep):  # type: ignore[misc]
+    """In the worker's main process, between its other work: no thread, so nothing is half done when a child is forked; and
+    each report has a connection of its own, so none is carried into one."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._settings = load_settings()
+        self._watch = MemoryWatch(self._settings.max_memory_usage_percent)
+
+    def start(self, parent: Any) -> None:
+        interval = self._settings.memory_check_interval
+        configured = parent.concurrency or self._settings.celery_worker_concurrency
+        parent.timer.call_after(0, self._check, (parent.hostname, configured))
+        parent.timer.call_repeatedly(interval, self._check, (parent.hostname, configured))
+
+    def stop(self, parent: Any) -> None:
+        try:
+            with open_reports(self._settings) as reports:
+                reports.leave(parent.hostname)
+        except Unavailable as error:
+            log.info("report_not_removed", code=error.code)
+
+    def _check(self, worker: str, configured: int) -> None:
+        self._watch.look(make_host())
+        try:
+            report = look_around(self._settings, worker, configured)
+            with open_reports(self._settings) as reports:
+                reports.report(report)
+        except Unavailable as error:
+            log.warning("report_not_written", code=error.code, reason=error.message)
+
+
+def look_around(settings: Settings, worker: str, configured: int) -> WorkerReport:
+    """How this worker and its host are now. Raises `Unavailable`."""
+    return observe(
+        make_host(),
+        worker,
+        configured=configured,
+        child_bytes=settings.celery_worker_max_memory_per_child * 1024,
+        work_dir=settings.work_dir,
+        limits=make_limits(settings),
+    )

@@ -1,0 +1,42 @@
+"""What a worker says of its host, and when the memory is worth a line in the log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from ledger_twin import MemoryHost, MemoryWorkerReports
+from ncr_upload.application.monitoring import MemoryWatch, observe, read_rooms
+from ncr_upload.application.ports import Memory
+from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.batches import WorkerRoom
+
+
+@pytest.mark.parametrize(("used", "capacity"), [(20, 4), (62, 2), (79, 1), (81, 0)])
+def test_a_worker_has_room_for_the_children_that_fit_below_the_limit(used: int, capacity: int, tmp_path: Path) -> None:
+    report = observe(
+        MemoryHost(used=used), "w1", configured=4, child_bytes=10, work_dir=tmp_path, limits=AdmissionLimits(80, 0)
+    )
+    assert report.room == WorkerRoom(capacity, 4)
+    assert (report.worker, report.memory.used) == ("w1", used)
+
+
+def test_a_worker_that_stops_reporting_is_not_counted_on(tmp_path: Path) -> None:
+    now = [1000.0]
+    reports = MemoryWorkerReports(clock=lambda: now[0])
+    reports.report(observe(MemoryHost(), "w1", configured=4, child_bytes=1, work_dir=tmp_path, limits=AdmissionLimits(80)))
+    assert read_rooms(reports, 30) == [WorkerRoom(4, 4)]
+    now[0] += 91
+    assert read_rooms(reports, 30) == []
+
+
+def test_memory_over_the_limit_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    watch, host = MemoryWatch(80), MemoryHost()
+    with caplog.at_level(logging.INFO):
+        for used in (20, 81, 95, 81, 79, 20, 90):
+            host.figures = Memory(used, 100, "cgroup2")
+            watch.look(host)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
+    assert "81.0 % of the cgroup2 memory" in caplog.records[0].getMessage()
