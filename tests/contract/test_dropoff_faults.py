@@ -14,12 +14,13 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from disks import small_disk
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 from packages_on_disk import write_package
-from parts import miss, require
+from parts import require
 from servers import SftpServer, free_port, start_asyncssh, start_sshd
 
 pytestmark = pytest.mark.anyio
@@ -300,18 +301,11 @@ async def test_a_full_disk_behind_openssh_is_told_by_its_free_space(
     """OpenSSH says only 'Failure' when the disk is full."""
     small = openssh.folder / "small"
     small.mkdir()
-    mounted = await asyncio.to_thread(
-        subprocess.run, ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(small)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        miss(f"no small disk can be mounted here (root can): {mounted.stderr.strip()}")
-    try:
+    with small_disk(small, "512k"):
         with pytest.raises(DestinationParked) as caught:
             await stage_and_publish(open_dropoff(replace(openssh, base_dir=str(small), folder=small)), files)
         assert caught.value.code == "disk_full"
         assert list((small / ".ncr-staging").iterdir()) == []
-    finally:
-        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(small)], check=True)
 
 
 @fault(
@@ -320,17 +314,11 @@ async def test_a_full_disk_behind_openssh_is_told_by_its_free_space(
 async def test_a_disk_too_full_for_a_folder_is_told_by_its_free_room(openssh: SftpServer) -> None:
     small = openssh.folder / "no-inodes"
     small.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=8m,nr_inodes=3"]
-    mounted = await asyncio.to_thread(subprocess.run, ["mount", *options, "none", str(small)], capture_output=True, text=True)
-    if mounted.returncode:
-        miss(f"no small disk can be mounted here (root can): {mounted.stderr.strip()}")
-    try:
+    with small_disk(small, "8m", files=3):
         with pytest.raises(DestinationParked) as caught:
             async with open_dropoff(replace(openssh, base_dir=str(small), folder=small)).session() as session:
                 await session.adopt("task", 1)
         assert caught.value.code == "disk_full"
-    finally:
-        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(small)], check=True)
 
 
 async def test_a_base_folder_that_refuses_is_parked_naming_it(server: SftpServer, files: list[LocalFile]) -> None:

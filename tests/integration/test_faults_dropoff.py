@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ import asyncssh
 import pytest
 from pydantic import SecretStr
 
+from disks import small_disk
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded.product import Product
 from outcomes import assert_delivered_once, assert_told, assert_undelivered, recorded
-from parts import miss
 from servers import SftpServer, start_asyncssh, start_sshd
 from workplace import Workplace
 
@@ -303,17 +302,6 @@ def test_a_small_disk_behind_openssh_parks_the_job_until_there_is_room(
         assert_undelivered(workplace, waiting)
         (disk / "filler").unlink()
         deliver_when_mended(workplace, waiting, small, spent=1)
-
-
-@contextmanager
-def small_disk(at: Path, size: str) -> Iterator[None]:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", at], capture_output=True, text=True)
-    if mounted.returncode:
-        miss(f"no small disk can be mounted here (root can): {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", at], check=True)
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ class Workspace:
     A lock beside the folder, which the kernel drops with its process, says that it is in use. Entering it takes over, by
     one rename, the folder of the newest older fence that is not in use, so no two attempts ever share one. Leaving it keeps
     it: `remove_workspaces` is for the end of the task. A file is named by the hash of its object key, so no name from
-    outside becomes a path on this host; once it is whole, a record beside it says which object it is.
+    outside becomes a path on this host; once it is whole, a record beside it says which object it is. Entering raises
+    `Deferred` where the folder cannot be made.
     """
 
     def __init__(self, work_dir: Path, task_id: str, fence: int) -> None:
@@ -54,12 +55,10 @@ class Workspace:
         except OSError as error:
             if self._lock >= 0:
                 _drop_lock(self.path, self._lock)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
             raise Deferred(
-                "disk_full",
-                f"no room left in {self.path.parent} for a folder",
-                "Free space on the worker's disk or point WORK_DIR at a larger one; the job waits meanwhile.",
+                "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "work_dir_unusable",
+                f"this worker cannot make a folder in {self.path.parent}: {error.strerror or error}",
+                "Free space on the worker's disk or correct WORK_DIR; the job waits meanwhile.",
             ) from None
         return self
 
