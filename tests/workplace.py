@@ -103,11 +103,16 @@ class Workplace:
             return None
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    def leftovers(self) -> list[str]:
-        """What should not be there once nothing runs: staging folders and workspaces."""
-        staging = self.sftp.folder / ".ncr-staging"
-        places = [staging, self.settings.work_dir]
-        return [path.name for place in places if place.exists() for path in place.iterdir()]
+    def leftovers(self, waiting: Task | None = None) -> list[str]:
+        """What should not be there once nothing runs: staging folders and workspaces. A waiting task keeps, in one workspace,
+        what it has downloaded whole."""
+        staging, work_dir = self.sftp.folder / ".ncr-staging", self.settings.work_dir
+        found = [path for place in (staging, work_dir) if place.exists() for path in place.iterdir()]
+        if waiting is None:
+            return [path.name for path in found]
+        kept = [path for path in found if path.parent == work_dir and path.is_dir() and path.name.startswith(waiting.task_id)]
+        partial = [path for folder in kept for path in folder.iterdir() if path.name.endswith(".part")]
+        return [path.name for path in [*found, *partial] if path not in kept[:1]]
 
     def history(self, task: Task) -> list[str]:
         return [f"{event.kind}: {event.message}" for event in self.ports().submissions.history(task.task_id)]

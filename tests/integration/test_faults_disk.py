@@ -13,7 +13,7 @@ from fault_table import fault
 from ncr_upload.domain.admission import SPARE_DISK_BYTES
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded.product import Product
-from outcomes import assert_delivered_once, assert_told
+from outcomes import assert_delivered_once, assert_told, assert_undelivered
 from workplace import Workplace
 
 UNSPENT = "deferred, no attempt spent; delivered once there is room"
@@ -55,7 +55,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     assert_waits_unspent(workplace, waiting, waiting.problem.code if waiting.problem else "", "WORK_DIR", str(disk))
     assert not any("downloading" in line for line in workplace.history(task))
     (disk / "filler").unlink()
-    assert list(disk.iterdir()) == []
+    assert_undelivered(workplace, waiting)
     workplace.let_time_pass()
     assert_delivered_once(workplace, workplace.attempt(task), product, spent=1)
 
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_during_a_download_defers_the_job(
     waiting = workplace.attempt(task, fill_up)
     assert_waits_unspent(workplace, waiting, "disk_full", str(disk))
     (disk / "filler").unlink()
-    assert list(disk.iterdir()) == []
+    assert_undelivered(workplace, waiting)
     workplace.let_time_pass()
     assert_delivered_once(workplace, workplace.attempt(task), small, spent=1)
 
@@ -97,7 +97,7 @@ def test_a_disk_that_takes_no_more_files_defers_the_job(
         assert_waits_unspent(workplace, waiting, waiting.problem.code, str(work_dir))
         for other in others:
             other.unlink()
-        assert list(work_dir.iterdir()) == []
+        assert_undelivered(workplace, waiting)
         workplace.let_time_pass()
         assert_delivered_once(workplace, workplace.attempt(task), small, spent=1)
 

@@ -10,7 +10,7 @@ import pytest
 from fault_table import fault
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded.product import Product
-from outcomes import assert_delivered_once, assert_failed, assert_told
+from outcomes import assert_delivered_once, assert_failed, assert_told, assert_undelivered
 from servers import Answer, Forward, Gateway, Request, pass_on, start_gateway
 from workplace import Workplace
 
@@ -89,8 +89,7 @@ def test_a_storage_in_trouble_delays_the_job_and_harms_nothing(
     waiting = try_once(workplace, job_id)
     assert (waiting.status, waiting.problem and waiting.problem.code) == (Status.PENDING, code)
     assert_told(workplace, waiting, "transient", cause, "attempt 1 of 3", "next try in")
-    assert workplace.delivered(job_id) is None
-    assert workplace.leftovers() == []
+    assert_undelivered(workplace, waiting)
     store.spoil = pass_on
     workplace.let_time_pass()
     assert_delivered_once(workplace, workplace.attempt(waiting), small, spent=2)
