@@ -412,6 +412,17 @@ class MemoryLedger:
     def cleaned(self, task_id: str) -> None:
         self._rows[task_id].staging_due_at = None
 
+    def ended_long_ago(self, task_ids: Sequence[str], seconds: float) -> dict[str, bool]:
+        found = {task_id: self._rows[task_id].task.finished_at for task_id in task_ids if task_id in self._rows}
+        return {task_id: at is not None and self._clock() - at > seconds for task_id, at in found.items()}
+
+    def forget_keys(self, seconds: float) -> int:
+        with self._lock:
+            kept = {key: first for key, first in self._keys.items() if self._clock() - first[1][0].created_at <= seconds}
+            forgotten = len(self._keys) - len(kept)
+            self._keys = kept
+            return forgotten
+
     def _is_unclean(self, row: _Row) -> bool:
         return not row.is_live and row.staging_due_at is not None and row.staging_due_at <= self._clock()
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ncr_upload.application.ports import Fetched, LocalFile, ObjectInfo, OnBytes, Verdict
+from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Verdict
 from ncr_upload.domain.errors import LeaseLost, Rejected, Unavailable
 
 CHUNK_BYTES = 64 * 1024
@@ -100,6 +100,7 @@ class MemoryDropoff:
         self.staging: dict[tuple[str, int], Staging] = {}
         self.uploaded: list[str] = []
         self.logins = 0
+        self.idle_seconds: dict[str, float] = {}
         self.failures: Failures = defaultdict(list)
 
     @property
@@ -162,6 +163,14 @@ class MemoryDropoffSession:
 
     async def is_published(self, task_id: str, fence: int) -> bool:
         return self._own(task_id, fence).package is None
+
+    async def leftovers(self) -> list[Leftover]:
+        idle = self._place.idle_seconds
+        return [Leftover(f"{task}-{fence}", task, idle.get(task, 0)) for task, fence in self._place.staging]
+
+    async def clear(self, leftover: Leftover) -> None:
+        task, _, fence = leftover.name.rpartition("-")
+        self._remove(task, int(fence))
 
     async def discard(self, task_id: str) -> None:
         _fail_if_told(self._place.failures, "discard")

@@ -18,6 +18,7 @@ from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.crash_points import CRASH_POINTS
 from ncr_upload.application.duties import run_duty
+from ncr_upload.application.janitor import JanitorOptions
 from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
@@ -27,9 +28,10 @@ from ncr_upload.domain.errors import DestinationParked, Rejected, Unavailable
 from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import SourceFile
 from ncr_upload.domain.retries import LOOKS, RetryLimits
-from twins import MemoryDropoff, MemoryObjectStore, MemoryValidator
+from twins import MemoryDropoff, MemoryObjectStore, MemoryValidator, Staging
 
 OBJECTS = {"a/GLB_files/x.glb": b"model" * 1000, "a/renders/front.jpg": b"jpeg" * 1000}
+JANITOR = JanitorOptions(every_seconds=600, keep_staging_seconds=3600, keep_keys_seconds=3600)
 PARKING = ParkingOptions(probe_seconds=30, park_seconds=3600)
 AWAY = Unavailable("validator_undecided", "the validator did not answer", "Look at it.")
 NO = Verdict(False, "Invalid", 200, "{}", ("error: SKU1/SKU1.glb is broken",))
@@ -117,9 +119,10 @@ class Worker:
             lease_renew_seconds=self.lease_renew_seconds,
             retry_limits=RetryLimits(self.max_attempts, 5, 60),
             parking=PARKING,
+            janitor=JANITOR,
             pipeline=PipelineOptions(self.work_dir, "latest_date", "refuse", 4, AdmissionLimits(80)),
         )
-        return run_task(self.task_id, WorkerPorts(pipeline, self.ledger, self.board), options, reach)
+        return run_task(self.task_id, WorkerPorts(pipeline, self.ledger, self.ledger, self.board), options, reach)
 
     @property
     def task(self) -> Task:
@@ -237,7 +240,7 @@ def test_a_parked_destination_spends_no_attempt_and_says_what_is_waited_for(work
 
 def probe(worker: Worker) -> None:
     worker.ledger.make_probe_due()
-    run_duty("probe", worker.ports(), PARKING)
+    run_duty("probe", worker.ports(), worker.ledger, PARKING, JANITOR)
 
 
 def test_while_the_destination_is_parked_a_job_fetches_nothing_and_asks_it_nothing(worker: Worker) -> None:
@@ -270,7 +273,7 @@ def test_nobody_probes_before_it_is_due(worker: Worker) -> None:
     worker.dropoff.failures["session"] = [FULL]
     worker.run()
     logins = worker.dropoff.logins
-    run_duty("probe", worker.ports(), PARKING)
+    run_duty("probe", worker.ports(), worker.ledger, PARKING, JANITOR)
     assert worker.dropoff.logins == logins
 
 
@@ -544,3 +547,27 @@ def test_a_ring_for_an_ended_task_removes_the_staging_it_left(worker: Worker) ->
     worker.run()
     assert worker.nothing_left()
     assert worker.ledger.unclean(10) == []
+
+
+def test_the_janitor_removes_staging_of_ended_tasks_and_old_staging_of_unknown_ones_only(worker: Worker) -> None:
+    now = [1000.0]
+    worker = Worker(worker.work_dir, ledger=MemoryLedger(clock=lambda: now[0]))
+    worker.dropoff.failures["discard"] = [Unavailable("sftp_lost", "the connection was lost", "It is tried again.")]
+    worker.run()
+    now[0] += 301
+    (running,) = worker.ledger.accept([NewJob("job-2", "ann", "spring")], batch_id=None, release=1)
+    assert isinstance(running, Task)
+    for task in (running.task_id, "stranger", "abandoned"):
+        worker.dropoff.staging[task, 1] = Staging()
+    worker.dropoff.idle_seconds = {running.task_id: 9000, "stranger": 3000, "abandoned": 4000}
+    for _ in range(2):
+        run_duty("janitor", worker.ports(), worker.ledger, PARKING, JANITOR)
+    assert {task for task, _ in worker.dropoff.staging} == {running.task_id, "stranger"}
+    assert worker.ledger.due_duties(["janitor"]) == []
+
+
+def test_the_janitor_leaves_a_parked_destination_alone(worker: Worker) -> None:
+    worker.ledger.park(worker.dropoff.destination, Problem("disk_full", "parked", "full", "Make room."), 30)
+    with pytest.raises(DestinationParked):
+        run_duty("janitor", worker.ports(), worker.ledger, PARKING, JANITOR)
+    assert worker.dropoff.logins == 0

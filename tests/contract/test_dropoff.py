@@ -355,6 +355,23 @@ async def test_discard_takes_the_package_away_from_an_attempt_that_still_runs(pl
     assert place.staged() == set()
 
 
+async def test_every_staging_folder_is_listed_and_can_be_cleared_without_touching_another(
+    place: Place, old: list[LocalFile], new: list[LocalFile]
+) -> None:
+    await deliver(place, old, "before")
+    async with place.dropoff.session() as session:
+        for task in ("task", "other"):
+            await session.adopt(task, 3)
+            await session.stage(task, 3, new, ignore)
+        left = {each.name: each for each in await session.leftovers()}
+        assert {name: each.task_id for name, each in left.items()} == {"task-3": "task", "other-3": "other"}
+        assert all(each.idle_seconds < 600 for each in left.values())
+        await session.clear(left["task-3"])
+        await session.probe()
+    assert place.staged() == {"other-3"}
+    assert place.delivered() == OLD
+
+
 # --- on real servers only ---------------------------------------------------------------------------------------
 
 
@@ -409,6 +426,26 @@ async def test_an_empty_folder_left_from_another_layout_is_not_delivered(real: P
         await session.stage("task", 1, old, ignore)
         await session.publish("task", 1, "job-1", nothing)
     assert not (real.folder / "job-1" / "S" / "leftover").exists()
+
+
+async def test_how_long_a_staging_folder_is_idle_is_told_by_the_servers_clock(real: Place, new: list[LocalFile]) -> None:
+    day = 86_400
+    staging = real.folder / STAGING
+    async with real.dropoff.session() as session:
+        for task in ("old", "busy"):
+            await session.adopt(task, 1)
+            await session.stage(task, 1, new, ignore)
+        (staging / "busy-1" / "parts" / "0").write_bytes(b"arriving")
+        for path in [*staging.rglob("*")]:
+            if path.name != "0":
+                os.utime(path, (path.stat().st_atime, path.stat().st_mtime - day))
+        (staging / "probe.dead").mkdir()
+        left = {each.name: each for each in await session.leftovers()}
+        assert left["old-1"].idle_seconds == pytest.approx(day, abs=600)
+        assert left["busy-1"].idle_seconds < 600
+        assert left["probe.dead"].task_id is None
+        await session.clear(left["probe.dead"])
+    assert real.staged() == {"old-1", "busy-1"}
 
 
 async def test_two_attempts_at_once_leave_one_owner(real: Place, new: list[LocalFile]) -> None:

@@ -350,3 +350,21 @@ def test_the_ledger_tells_the_status_of_the_tasks_it_knows(ledger: Ledger) -> No
     found = ledger.cleaning.find_statuses([running.task_id, "never-issued", ended.task_id])
     assert found == {running.task_id: Status.PROCESSING, ended.task_id: Status.CANCELLED}
     assert ledger.cleaning.find_statuses([]) == {}
+
+
+def test_the_janitor_learns_which_tasks_have_ended_long_ago(ledger: Ledger) -> None:
+    ended, running = ledger.accept("ended", "running")
+    ledger.claims.finish(ledger.claim(ended), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    asked = [ended.task_id, running.task_id, "never-issued"]
+    assert ledger.cleaning.ended_long_ago(asked, -1) == {ended.task_id: True, running.task_id: False}
+    assert ledger.cleaning.ended_long_ago(asked, 3600) == {ended.task_id: False, running.task_id: False}
+    assert ledger.cleaning.ended_long_ago([], 0) == {}
+
+
+def test_an_idempotency_key_is_forgotten_when_it_is_old(ledger: Ledger) -> None:
+    key = Idempotency("k-1", "f" * 64)
+    ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)
+    assert ledger.cleaning.forget_keys(3600) == 0
+    assert isinstance(ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)[0], Task)
+    assert ledger.cleaning.forget_keys(-1) == 1
+    assert isinstance(ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)[0], AlreadyLive)

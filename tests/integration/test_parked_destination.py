@@ -106,7 +106,8 @@ def probe(workplace: Workplace) -> None:
     with workplace.engine.begin() as connection:
         connection.execute(text("UPDATE ncr_parked_destinations SET probe_at = 1"))
     options = deliveries.make_worker_options(workplace.settings, "test-worker")
-    run_duty("probe", workplace.ports().pipeline, options.parking)
+    ports = workplace.ports()
+    run_duty("probe", ports.pipeline, ports.duties, options.parking, options.janitor)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import random
 from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
+from ncr_upload.application.janitor import JanitorOptions
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.leaving import Leaving
 from ncr_upload.application.live import LiveStatus, post_quietly
 from ncr_upload.application.parking import ParkingOptions, park, require_open, tell_parked
 from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, remove_staging
-from ncr_upload.application.ports import Claims, StatusBoard, Submissions
+from ncr_upload.application.ports import Claims, Duties, StatusBoard, Submissions
 from ncr_upload.application.workspace import remove_workspaces
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, HandedOver, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
@@ -36,6 +37,7 @@ class WorkerOptions:
     lease_renew_seconds: float
     retry_limits: RetryLimits
     parking: ParkingOptions
+    janitor: JanitorOptions
     pipeline: PipelineOptions
 
 
@@ -44,6 +46,7 @@ class WorkerPorts:
     """Everything a worker touches."""
 
     pipeline: PipelinePorts
+    duties: Duties
     submissions: Submissions
     board: StatusBoard
 

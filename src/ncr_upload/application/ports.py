@@ -139,6 +139,16 @@ class Dropoff(Protocol):
         """Connect, with the host key pinned."""
 
 
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A staging folder. `task_id` is None for one of a probe. `idle_seconds`, by the server's own clock, is how long nothing in
+    it has changed; 0 where the server does not tell."""
+
+    name: str
+    task_id: str | None
+    idle_seconds: float
+
+
 class DropoffSession(Protocol):
     async def probe(self) -> None:
         """Whether a job could deliver now: write a small file into the staging folder and remove it."""
@@ -159,6 +169,12 @@ class DropoffSession(Protocol):
     async def is_published(self, task_id: str, fence: int) -> bool:
         """Whether the staged package of this fence has been renamed to its final name (asked after `adopt`, when an
         earlier attempt had announced a publish and its answer was lost)."""
+
+    async def leftovers(self) -> list[Leftover]:
+        """Every staging folder there is, whoever made it."""
+
+    async def clear(self, leftover: Leftover) -> None:
+        """Remove that folder, as `discard` does."""
 
     async def discard(self, task_id: str) -> None:
         """Remove every staging folder of the task, whatever its fence. Never touches a final folder."""
@@ -438,6 +454,12 @@ class Cleaning(Protocol):
 
     def cleaned(self, task_id: str) -> None:
         """The task's staging is gone."""
+
+    def ended_long_ago(self, task_ids: Sequence[str], seconds: float) -> dict[str, bool]:
+        """Of the tasks this ledger knows, which have ended more than so long ago."""
+
+    def forget_keys(self, seconds: float) -> int:
+        """Forget idempotency keys older than so long; how many."""
 
 
 class Parking(Protocol):

@@ -109,6 +109,11 @@ class Settings(BaseSettings):
         24, gt=0, description="How long a job waits for a parked destination or for room before it fails."
     )
     probe_seconds: float = Field(30, gt=0, description="How often a parked destination is asked whether it works again.")
+    janitor_seconds: float = Field(600, gt=0, description="How often one worker looks for what killed ones left behind.")
+    staging_keep_hours: float = Field(
+        24, gt=0, description="Age from which staging of tasks that this ledger does not know is removed at the destination."
+    )
+    idempotency_hours: float = Field(168, gt=0, description="How long an Idempotency-Key is remembered.")
     lease_seconds: float = Field(20, gt=0)
     lease_renew_seconds: float = Field(5, gt=0)
     sweep_seconds: float = Field(3, gt=0)

@@ -134,7 +134,7 @@ def run_duty(name: str) -> None:
     """Look at the duty, and do it if it is due and nobody else does."""
     try:
         ports, options = _worker_parts(os.getpid())
-        duties.run_duty(name, ports.pipeline, options.parking)
+        duties.run_duty(name, ports.pipeline, ports.duties, options.parking, options.janitor)
     except DeliveryError as error:
         log.warning("duty_not_done", duty=name, code=error.code, reason=error.message, next_step=error.next_step)
 

@@ -26,7 +26,7 @@ import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
 from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, at_most, disk_full
-from ncr_upload.application.ports import LocalFile, OnBytes
+from ncr_upload.application.ports import Leftover, LocalFile, OnBytes
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Rejected, Unavailable
 
 STAGING = ".ncr-staging"
@@ -128,6 +128,44 @@ class SftpSession:
             if (found := _FOLDER.fullmatch(name)) and found["task"] == task_id:
                 await self._remove(name)
 
+    async def leftovers(self) -> list[Leftover]:
+        """Whatever else is in the staging folder is not ours, and not listed."""
+        staged = {name: attrs for name, attrs in (await self._staged()).items() if _is_ours(name)}
+        now = await self._read_clock() if staged else 0.0
+        return [
+            Leftover(
+                name,
+                found["task"] if (found := _FOLDER.fullmatch(name)) else None,
+                await self._idle_seconds(name, attrs.mtime or 0, now),
+            )
+            for name, attrs in staged.items()
+        ]
+
+    async def clear(self, leftover: Leftover) -> None:
+        if leftover.task_id is None:
+            await self._remote.remove_tree(self._path(leftover.name))
+        else:
+            await self._remove(leftover.name)
+
+    async def _read_clock(self) -> float:
+        """The server's, by the time of a folder that was just made; 0 where it does not tell."""
+        name = PROBE + secrets.token_hex(8)
+        await self._remote.make_folder(self._path(name))
+        try:
+            made = (await self._staged()).get(name)
+            return float(made.mtime or 0) if made else 0.0
+        finally:
+            await self._remote.remove_tree(self._path(name))
+
+    async def _idle_seconds(self, name: str, own_mtime: float, now: float) -> float:
+        """Every file comes to its place by way of `parts`, so what is below `package` need not be looked through."""
+        own = self._path(name)
+        changed = [own_mtime]
+        for folder in (own, posixpath.join(own, "parts")):
+            with suppress(Missing):
+                changed += [attrs.mtime or 0 for attrs in (await self._remote.entries(folder)).values()]
+        return max(0.0, now - max(changed)) if max(changed) else 0.0
+
     async def _take(self, task_id: str, fence: int, older: int | None) -> None:
         own = self._path(_name(task_id, fence))
         if older is not None:
@@ -176,11 +214,11 @@ class SftpSession:
             if not await self._remote.exists(final):
                 await self._remote.rename(posixpath.join(previous, job_id), final)
 
-    async def _staged(self) -> list[str]:
+    async def _staged(self) -> dict[str, asyncssh.SFTPAttrs]:
         try:
-            return list(await self._remote.entries(posixpath.join(self._base, STAGING)))
+            return await self._remote.entries(posixpath.join(self._base, STAGING))
         except Missing:
-            return []
+            return {}
 
     async def _fences(self, task_id: str) -> list[int]:
         found = (_FOLDER.fullmatch(name) for name in await self._staged())
@@ -390,6 +428,10 @@ async def _send(remote: Remote, source: BinaryIO, file: asyncssh.SFTPClientFile,
         for write in writes:
             write.cancel()
         await asyncio.gather(*writes, return_exceptions=True)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(PROBE) or _FOLDER.fullmatch(name) is not None
 
 
 def _name(task_id: str, fence: int) -> str:

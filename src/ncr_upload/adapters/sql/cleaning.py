@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Engine, select, update
+from sqlalchemy import ColumnElement, Engine, delete, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.tables import db_now, jobs
+from ncr_upload.adapters.sql.tables import db_now, idempotency, jobs
 from ncr_upload.domain.jobs import Status
+
+IDS_AT_ONCE = 500
+
 
 IDS_AT_ONCE = 500
 
@@ -47,6 +50,23 @@ class SqlCleaning:
         """See `Cleaning.cleaned`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
             connection.execute(update(jobs).where(jobs.c.task_id == task_id).values(staging_due_at=None))
+
+    def ended_long_ago(self, task_ids: Sequence[str], seconds: float) -> dict[str, bool]:
+        """See `Cleaning.ended_long_ago`."""
+        found: dict[str, bool] = {}
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            for start in range(0, len(task_ids), IDS_AT_ONCE):
+                asked = jobs.c.task_id.in_(task_ids[start : start + IDS_AT_ONCE])
+                rows = connection.execute(select(jobs.c.task_id, db_now() - jobs.c.finished_at).where(asked))
+                found |= {task_id: age is not None and age > seconds for task_id, age in rows}
+        return found
+
+    @whole_transaction
+    def forget_keys(self, seconds: float) -> int:
+        """See `Cleaning.forget_keys`."""
+        old = delete(idempotency).where(idempotency.c.created_at < db_now() - seconds)
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            return connection.execute(old).rowcount
 
 
 def _is_unclean() -> tuple[ColumnElement[bool], ...]:

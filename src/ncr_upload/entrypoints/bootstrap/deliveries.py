@@ -13,10 +13,11 @@ from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
-from ncr_upload.adapters.sql.parking import SqlParking
+from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
+from ncr_upload.application.janitor import JanitorOptions
 from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.domain.admission import AdmissionLimits
@@ -61,7 +62,7 @@ def make_worker_ports(settings: Settings) -> WorkerPorts:
         host=MachineHost(),
     )
     submissions = SqlSubmissions(engine, max_attempts=settings.max_attempts)
-    return WorkerPorts(pipeline, submissions, make_board(settings))
+    return WorkerPorts(pipeline, SqlDuties(engine), submissions, make_board(settings))
 
 
 def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
@@ -71,6 +72,7 @@ def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
         lease_renew_seconds=settings.lease_renew_seconds,
         retry_limits=RetryLimits(settings.max_attempts, settings.retry_base_seconds, settings.retry_max_seconds),
         parking=ParkingOptions(settings.probe_seconds, settings.park_hours * 3600),
+        janitor=JanitorOptions(settings.janitor_seconds, settings.staging_keep_hours * 3600, settings.idempotency_hours * 3600),
         pipeline=PipelineOptions(
             work_dir=settings.work_dir,
             file_selection=settings.file_selection,
