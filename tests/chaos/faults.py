@@ -15,7 +15,7 @@ from redis import RedisError
 from sqlalchemy import text
 
 from chaos.stack import LEASE_SECONDS, ChaosStack
-from crash_points import find_crash_points
+from ncr_upload.application.crash_points import CRASH_POINTS
 
 MEET_SECONDS = 10.0
 """How long a fault waits for something to happen to."""
@@ -64,6 +64,7 @@ def _processes() -> list[Fault]:
         Fault("worker: a child killed", _kill_child),
         Fault("worker: every child killed", _kill_children),
         Fault("worker: SIGTERM", _terminate_worker),
+        Fault("worker: SIGTERM twice", _terminate_worker_twice),
         Fault("worker: a child stopped longer than its lease", _stop_child),
         Fault("worker: stopped whole, longer than the lease", _stop_worker),
         Fault("sftp: sessions killed", _kill_sessions),
@@ -91,6 +92,13 @@ async def _kill_children(stack: ChaosStack, numbers: random.Random) -> bool:
 
 async def _terminate_worker(stack: ChaosStack, numbers: random.Random) -> bool:
     return _signal([stack.process("worker")], signal.SIGTERM)
+
+
+async def _terminate_worker_twice(stack: ChaosStack, numbers: random.Random) -> bool:
+    worker = stack.process("worker")
+    _signal([worker], signal.SIGTERM)
+    await asyncio.sleep(numbers.uniform(0.1, 2))
+    return _signal([worker], signal.SIGTERM)
 
 
 async def _stop_child(stack: ChaosStack, numbers: random.Random) -> bool:
@@ -144,11 +152,12 @@ async def _stop(processes: Sequence[psutil.Process], seconds: float) -> bool:
 
 
 def _crashes() -> list[Fault]:
-    return [Fault(f"worker: crash at {point}", _crash(point)) for point in find_crash_points()]
+    in_worker = [Fault(f"worker: crash at {point}", _crash(point)) for point in CRASH_POINTS]
+    return [*in_worker, Fault("api: crash between commit and ring", _crash("ring:before"))]
 
 
 def _crash(point: str) -> Make:
-    """The next worker process that comes to the point kills itself there."""
+    """The next process that comes to the point kills itself there."""
 
     async def make(stack: ChaosStack, numbers: random.Random) -> bool:
         stack.crash_order.write_text(point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +91,10 @@ class Tally:
 
 async def run_plan(plan: Plan, say: Say) -> dict[str, Any]:
     """Every round; the report."""
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
+    loop, running = asyncio.get_running_loop(), asyncio.current_task()
+    assert running is not None
+    loop.set_default_executor(ThreadPoolExecutor(THREADS))
+    loop.add_signal_handler(signal.SIGTERM, running.cancel)
     began, tally = time.monotonic(), Tally()
     databases = list(plan.databases) if plan.only is None else [plan.only[0]]
     random.Random(f"{plan.seed}: databases").shuffle(databases)

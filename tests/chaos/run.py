@@ -48,7 +48,11 @@ def main() -> int:
     )
     say(f"seed {plan.seed}; again: make chaos SEED={plan.seed}")
     began = time.monotonic()
-    report = asyncio.run(run_plan(plan, say))
+    try:
+        report = asyncio.run(run_plan(plan, say))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say(f"interrupted; again: make chaos SEED={plan.seed}")
+        return 130
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     say(
         f"{report['trials']} trials, {report['jobs']} jobs, {sum(report['faults'].values())} faults in "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fault_table import fault
 from parts import require
 
 SECONDS = 100
@@ -29,6 +30,12 @@ def run(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], 
     return done, json.loads(report.read_text())
 
 
+@fault(
+    "Everything: faults at random, one to three at once",
+    injector="tests/chaos: signals, crash points, fault proxies, a small disk, FLUSHALL, locks",
+    invariants="LOPSR",
+    outcome="every job ends as it must, once, and nothing stays behind",
+)
 def test_under_faults_nothing_is_lost_doubled_half_visible_stuck_or_left_behind(tmp_path: Path) -> None:
     done, report = run(tmp_path, "--databases", "sqlite,postgresql", "--seconds", str(SECONDS))
     counts = {name: report[name] for name in ("lost", "duplicated", "partially_visible", "stuck", "leaked")}

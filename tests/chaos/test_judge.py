@@ -11,7 +11,6 @@ import pytest
 
 from chaos.judge import Asked, Finding, Found, Leftovers, judge_job, judge_leftovers
 from chaos.observer import Observer, read_folder
-from crash_points import find_crash_points
 
 VERSION_1 = {"SKU/SKU.glb": "hash-1", "SKU/obj/SKU.obj": "hash-2"}
 VERSION_2 = {"SKU/SKU.glb": "hash-3", "SKU/obj/SKU.obj": "hash-4"}
@@ -192,7 +191,3 @@ def test_a_folder_renamed_away_while_it_is_read_does_not_count(tmp_path: Path, m
 
     monkeypatch.setattr(os, "fwalk", renamed_first)
     assert read_folder(folder) is None
-
-
-def test_the_crash_points_are_found_in_the_code() -> None:
-    assert {"claim:after", "publish:before", "publish:after", "record:after"} <= set(find_crash_points())
