@@ -21,6 +21,9 @@ import asyncssh
 PAUSE_SECONDS = 0.01
 SFTP_PAUSE_SECONDS = 0.7
 LOGIN_SECONDS = 30
+SETTLED_EVERY = 100
+"""Passes."""
+
 SIGHTINGS_KEPT = 3
 
 Sizes = Mapping[str, int]
@@ -44,6 +47,8 @@ class Observer:
         self._root = root
         self._allowed: dict[str, list[Sizes]] = {}
         self._published: dict[str, list[int]] = {}
+        self._settled: set[str] = set()
+        self._passes = 0
         self._lock = threading.Lock()
         self.partial: list[Sighting] = []
         self.listings = {"local": 0, "sftp": 0}
@@ -54,25 +59,27 @@ class Observer:
             self._allowed.setdefault(job_id, []).append(dict(sizes))
             self._published.setdefault(job_id, [])
 
-    def forget(self, job_id: str) -> None:
+    def settle(self, job_id: str) -> None:
+        """Its trial is over: nothing should happen to it any more, so it is looked at now and then."""
         with self._lock:
-            self._allowed.pop(job_id, None)
+            self._settled.add(job_id)
 
     def published(self, job_id: str) -> int:
         """How many different folders were seen under the final name."""
         return len(self._published.get(job_id, []))
 
     def look(self) -> None:
-        for job_id in self.jobs():
+        self._passes += 1
+        for job_id in self.jobs(settled=self._passes % SETTLED_EVERY == 0):
             found = read_folder(self._root / job_id)
             if found is not None:
                 self.listings["local"] += 1
                 self._note_folder(job_id, found[0])
                 self.check(job_id, found[1], "local")
 
-    def jobs(self) -> list[str]:
+    def jobs(self, *, settled: bool) -> list[str]:
         with self._lock:
-            return list(self._allowed)
+            return [job_id for job_id in self._allowed if settled or job_id not in self._settled]
 
     def inode(self, job_id: str) -> int | None:
         return _inode(self._root / job_id)
@@ -176,7 +183,7 @@ class Watching:
                 await asyncio.sleep(SFTP_PAUSE_SECONDS)
 
     async def _look_once(self, sftp: asyncssh.SFTPClient) -> None:
-        for job_id in self._observer.jobs():
+        for job_id in self._observer.jobs(settled=False):
             before = self._observer.inode(job_id)
             try:
                 found = await _list(sftp, f"{self._sftp_root}/{job_id}", "")

@@ -180,6 +180,8 @@ class Round:
         self._tally.answers.update(workload.answers)
         self._tally.slowest_answer_seconds = max(self._tally.slowest_answer_seconds, workload.slowest_answer_seconds)
         self._ended.extend(jobs)
+        for job in jobs:
+            observer.settle(job.job_id)
         self._failed |= bool(findings)
         told = "; ".join(f"{name}{'' if hit else ' (met nothing)'}" for name, hit in met.items())
         self._say(f"{self._database}:{number}  {len(jobs)} jobs, {seconds:.1f} s  {told}  {'FAILED' if findings else 'ok'}")
