@@ -22,7 +22,8 @@ from ncr_upload.application.ports import (
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.retries import ErrorClass
 
-AT_ONCE = 500
+AT_ONCE = 3000
+"""Rings of one sweep: 10,000 waiting jobs are rung for within 15 s of a wiped Redis, and no sweep takes long."""
 
 
 @dataclass(frozen=True, slots=True)
