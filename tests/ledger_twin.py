@@ -65,7 +65,7 @@ class _Destination:
 
 
 class MemoryLedger:
-    """`Submissions`, `Claims`, `Recovery`, `Cleaning`, `Parking` and `Duties` in dictionaries."""
+    """`Submissions`, `Claims`, `Recovery`, `Cleaning`, `Parking`, `Duties` and `History` in dictionaries."""
 
     def __init__(self, *, max_attempts: int = 3, clock: Callable[[], float] = time.time) -> None:
         self._max_attempts = max_attempts
@@ -77,6 +77,31 @@ class MemoryLedger:
         self._destinations: dict[str, _Destination] = {}
         self._duties: dict[str, float] = {}
         self._lock = threading.RLock()
+
+    # --- History
+
+    def prune(self, keep_seconds: float, limit: int) -> int:
+        before = self._clock() - keep_seconds
+
+        def is_old(row: _Row) -> bool:
+            return row.task.finished_at is not None and row.task.finished_at < before
+
+        with self._lock:
+            for batch_id, created_at in list(self._batches.items())[:limit]:
+                mine = [row for row in self._rows.values() if row.task.batch_id == batch_id]
+                if created_at < before and all(is_old(row) for row in mine):
+                    del self._batches[batch_id]
+            old = [
+                task_id
+                for task_id, row in self._rows.items()
+                if is_old(row) and row.staging_due_at is None and row.task.batch_id not in self._batches
+            ]
+            for task_id in old[:limit]:
+                del self._rows[task_id]
+            self._keys = {
+                key: (fingerprint, tasks) for key, (fingerprint, tasks) in self._keys.items() if tasks[0].created_at >= before
+            }
+        return len(old[:limit])
 
     # --- Submissions
 
@@ -509,8 +534,12 @@ class MemoryLedger:
             known.parked = replace(known.parked, probe_at=1.0)
 
     def set_time(self, column: str, task_id: str) -> None:
-        """`claimable_at` or `staging_due_at`, to long ago."""
-        setattr(self._rows[task_id], column, 1.0)
+        """A column that holds a time, to long ago."""
+        row = self._rows[task_id]
+        if hasattr(row, column):
+            setattr(row, column, 1.0)
+        else:
+            row.task = replace(row.task, **{column: 1.0})
 
     # --- inside
 

@@ -10,10 +10,11 @@ from sqlalchemy import Engine, text
 from ledger_twin import MemoryLedger
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
+from ncr_upload.adapters.sql.history import SqlHistory
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.ports import Claims, Cleaning, Duties, Parking, Recovery, Submissions
+from ncr_upload.application.ports import Claims, Cleaning, Duties, History, Parking, Recovery, Submissions
 from ncr_upload.domain.jobs import Claim, NewJob, Stage, Status, Task
 
 
@@ -27,6 +28,7 @@ class Ledger:
     cleaning: Cleaning
     parking: Parking
     duties: Duties
+    history: History
     make_probe_due: Callable[[], None]
     set_time: Callable[[str, str], None]
     """Sets a column that holds a time to long ago, for the task with this id."""
@@ -73,6 +75,7 @@ def sql_ledger(engine: Engine) -> Ledger:
         SqlCleaning(engine),
         SqlParking(engine),
         SqlDuties(engine),
+        SqlHistory(engine),
         lambda: run("UPDATE ncr_parked_destinations SET probe_at = 1 WHERE destination <> :t", ""),
         lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t", task_id),
     )
@@ -80,4 +83,4 @@ def sql_ledger(engine: Engine) -> Ledger:
 
 def memory_ledger() -> Ledger:
     twin = MemoryLedger(max_attempts=3)
-    return Ledger(twin, twin, twin, twin, twin, twin, twin.make_probe_due, twin.set_time)
+    return Ledger(twin, twin, twin, twin, twin, twin, twin, twin.make_probe_due, twin.set_time)

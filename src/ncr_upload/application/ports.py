@@ -497,6 +497,15 @@ class Duties(Protocol):
         """Whether the caller is to do it now; nobody else is told so for `every_seconds`."""
 
 
+class History(Protocol):
+    """The ledger as the past."""
+
+    def prune(self, keep_seconds: float, limit: int) -> int:
+        """Remove tasks, with their events and files, that ended longer ago than that, and batches and idempotency keys as
+        old; at most `limit` of each. What is live, or not yet cleaned up at the destination, stays. Returns how many
+        tasks went."""
+
+
 # --- Redis ------------------------------------------------------------------------------------------------------
 
 

@@ -12,22 +12,33 @@ import structlog
 from celery import signals
 from celery.beat import ScheduleEntry, Scheduler
 
+from ncr_upload.application.ports import History
 from ncr_upload.application.recovery import SweepPorts, sweep
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_history, make_release_limits, make_sweep_ports
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
 
 log = structlog.get_logger("ncr.beat")
+PRUNE_SECONDS = 10.0
+PRUNED_AT_ONCE = 500
 settings = load_settings()
 app = make_celery(settings)
-app.conf.beat_schedule = {"sweep": {"task": "ncr.sweep", "schedule": settings.sweep_seconds}}
+app.conf.beat_schedule = {
+    "sweep": {"task": "ncr.sweep", "schedule": settings.sweep_seconds},
+    "prune": {"task": "ncr.prune", "schedule": PRUNE_SECONDS},
+}
 app.conf.beat_max_loop_interval = settings.sweep_seconds
 
 
 @lru_cache(maxsize=1)
 def _sweep_parts() -> SweepPorts:
     return make_sweep_ports(settings, app)
+
+
+@lru_cache(maxsize=1)
+def _history() -> History:
+    return make_history(settings)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
@@ -45,6 +56,18 @@ def run_sweep() -> None:
         return
     if swept.rung or swept.released or swept.given_up:
         log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up))
+
+
+@app.task(name="ncr.prune")  # type: ignore[untyped-decorator]
+def prune_history() -> None:
+    """Let some of what ended over HISTORY_DAYS ago go."""
+    try:
+        pruned = _history().prune(settings.history_days * 86400, PRUNED_AT_ONCE)
+    except Unavailable as error:
+        log.warning("prune_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
+        return
+    if pruned:
+        log.info("pruned", tasks=pruned)
 
 
 class SweepScheduler(Scheduler):  # type: ignore[misc]

@@ -124,6 +124,8 @@ class Settings(BaseSettings):
         24, gt=0, description="How long Redis keeps the status of an ended job; SQL keeps it anyway."
     )
 
+    history_days: float = Field(90, gt=0, description="How long ended jobs and their history are kept in SQL.")
+
     # Memory and batches
     max_memory_usage_percent: float = Field(80, gt=0, le=100)
     memory_check_interval: float = Field(

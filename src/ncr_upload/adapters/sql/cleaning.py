@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Engine, delete, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.tables import db_now, idempotency, jobs
+from ncr_upload.adapters.sql.tables import db_now, idempotency, jobs, statement_now
 from ncr_upload.domain.jobs import Status
-
-IDS_AT_ONCE = 500
-
 
 IDS_AT_ONCE = 500
 
@@ -34,14 +31,16 @@ class SqlCleaning:
 
     def unclean(self, limit: int) -> list[str]:
         """See `Cleaning.unclean`."""
-        query = select(jobs.c.task_id).where(*_is_unclean()).order_by(jobs.c.staging_due_at).limit(limit)
+        query = select(jobs.c.task_id).where(*_is_unclean(statement_now())).order_by(jobs.c.staging_due_at).limit(limit)
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return list(connection.execute(query).scalars())
 
     @whole_transaction
     def take_cleaning(self, task_id: str, hold_seconds: float) -> bool:
         """See `Cleaning.take_cleaning`."""
-        take = update(jobs).where(jobs.c.task_id == task_id, *_is_unclean()).values(staging_due_at=db_now() + hold_seconds)
+        take = (
+            update(jobs).where(jobs.c.task_id == task_id, *_is_unclean(db_now())).values(staging_due_at=db_now() + hold_seconds)
+        )
         with translated_errors(self._engine), self._engine.begin() as connection:
             return connection.execute(take).rowcount == 1
 
@@ -64,10 +63,10 @@ class SqlCleaning:
     @whole_transaction
     def forget_keys(self, seconds: float) -> int:
         """See `Cleaning.forget_keys`."""
-        old = delete(idempotency).where(idempotency.c.created_at < db_now() - seconds)
+        old = delete(idempotency).where(idempotency.c.created_at < statement_now() - seconds)
         with translated_errors(self._engine), self._engine.begin() as connection:
             return connection.execute(old).rowcount
 
 
-def _is_unclean() -> tuple[ColumnElement[bool], ...]:
-    return (jobs.c.staging_due_at <= db_now(), jobs.c.finished_at.is_not(None))
+def _is_unclean(now: ColumnElement[float]) -> tuple[ColumnElement[bool], ...]:
+    return (jobs.c.staging_due_at <= now, jobs.c.finished_at.is_not(None))

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, not_, select, up
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, task_of, write_event
-from ncr_upload.adapters.sql.tables import batches, db_now, jobs
+from ncr_upload.adapters.sql.tables import batches, db_now, jobs, live_first, statement_now
 from ncr_upload.domain.batches import BatchLoad, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.jobs import LIVE, Problem, Status, Task
 
@@ -32,7 +32,7 @@ class SqlRecovery:
     def _claimable(self, which: ColumnElement[bool], limit: int) -> list[str]:
         query = (
             select(jobs.c.task_id)
-            .where(jobs.c.claimable_at <= db_now(), has_attempt_left(), which)
+            .where(jobs.c.claimable_at <= statement_now(), has_attempt_left(), which)
             .order_by(jobs.c.claimable_at, jobs.c.id)
             .limit(limit)
         )
@@ -41,7 +41,7 @@ class SqlRecovery:
 
     def exhausted(self, limit: int) -> list[Task]:
         """See `Recovery.exhausted`."""
-        query = select(jobs).where(jobs.c.claimable_at <= db_now(), not_(has_attempt_left())).limit(limit)
+        query = select(jobs).where(jobs.c.claimable_at <= statement_now(), not_(has_attempt_left())).limit(limit)
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return [task_of(row) for row in connection.execute(query).mappings()]
 
@@ -97,10 +97,10 @@ class SqlRecovery:
 
 def _read_loads(connection: Connection) -> list[BatchLoad]:
     """Every batch that has live jobs."""
-    live = select(jobs.c.batch_id, func.count(jobs.c.claimable_at), func.count() - func.count(jobs.c.claimable_at)).where(
-        jobs.c.live_job_id.is_not(None), jobs.c.batch_id.is_not(None)
-    )
-    return [BatchLoad(*row) for row in connection.execute(live.group_by(jobs.c.batch_id))]
+    batch_id = func.coalesce(jobs.c.batch_id, "")  # said so that no database looks through the batches of the past
+    in_flight = func.count(jobs.c.claimable_at)
+    live = select(batch_id, in_flight, func.count() - in_flight).where(jobs.c.live_job_id.is_not(None), batch_id != "")
+    return [BatchLoad(*row) for row in connection.execute(live_first(live).group_by(batch_id))]
 
 
 def _release(connection: Connection, batch_id: str, count: int, batch_size: int) -> list[str]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of
-from ncr_upload.adapters.sql.tables import batches, conflicts, db_now, events, jobs
+from ncr_upload.adapters.sql.tables import batches, conflicts, db_now, events, jobs, live_first
 from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
 from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page
 from ncr_upload.domain.batches import Share
@@ -150,7 +150,7 @@ class SqlSubmissions:
         self, *, username: str | None, campaign: str | None, status: Status | None, limit: int, cursor: str | None
     ) -> Page:
         """Live tasks, oldest first."""
-        query = select(jobs).where(jobs.c.live_job_id.is_not(None))
+        query = live_first(select(jobs).where(jobs.c.live_job_id.is_not(None)))
         wanted = {"username": username, "campaign": campaign, "status": status.value if status else None}
         for name, value in wanted.items():
             if value is not None:

@@ -14,6 +14,7 @@ from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, Tls, open_engine, translated_errors
+from ncr_upload.adapters.sql.history import SqlHistory
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
@@ -153,6 +154,10 @@ def open_reports(settings: Settings) -> Iterator[SqlWorkerReports]:
 
 def make_release_limits(settings: Settings) -> ReleaseLimits:
     return ReleaseLimits(settings.batch_size, settings.memory_check_interval)
+
+
+def make_history(settings: Settings) -> SqlHistory:
+    return SqlHistory(make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS))
 
 
 def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
