@@ -9,6 +9,7 @@ The word in the file CONTROL says how:
     cut-after-aside   the next rename of a delivery into staging is done, then the connection is cut before its answer
     cut-after-publish the next rename out of staging is done, then the connection is cut before its answer
     refuse-publish    renames of a package out of staging fail
+    no-continue       a file that exists is not opened for writing, unless it is emptied
     squat             somebody else makes the final folder just before the next rename out of staging
 """
 
@@ -52,6 +53,11 @@ class Files(asyncssh.SFTPServer):
             if name == "cut-on-write":
                 self._cut()
         return super().write(file_obj, offset, data)  # type: ignore[return-value]
+
+    def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+        if fault() == "no-continue" and pflags & asyncssh.FXF_WRITE and not pflags & asyncssh.FXF_TRUNC:
+            raise asyncssh.SFTPPermissionDenied("no")
+        return super().open(path, pflags, attrs)
 
     def mkdir(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
         if fault() == "denied":

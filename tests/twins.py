@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Verdict
+from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Staged, Verdict
 from ncr_upload.domain.errors import LeaseLost, Rejected, Unavailable
 
 CHUNK_BYTES = 64 * 1024
@@ -134,7 +134,7 @@ class MemoryDropoffSession:
             if older != fence:
                 self._remove(task_id, older)
 
-    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
         _fail_if_told(self._place.failures, "stage")
         for local in files:
             _check(local.file.target)
@@ -143,12 +143,16 @@ class MemoryDropoffSession:
             raise Unavailable("staging_missing", f"{task_id}: the package is published", "Nothing to do.")
         for target in package.keys() - {local.file.target for local in files}:
             del package[target]
+        kept = []
         for local in files:
             target, content = local.file.target, local.path.read_bytes()
             if package.get(target) != content:
                 package[target] = content
                 self._place.uploaded.append(target)
+            else:
+                kept.append(len(content))
             on_bytes(len(content))
+        return Staged(len(kept), sum(kept))
 
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         _fail_if_told(self._place.failures, "publish")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -13,7 +14,7 @@ from ncr_upload.application.attempts import run_task
 from ncr_upload.application.crash_points import pass_by
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
-from ncr_upload.entrypoints.bootstrap import deliveries
+from ncr_upload.entrypoints.bootstrap import deliveries, records
 from ncr_upload.entrypoints.embedded.product import Product
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job
 from ncr_upload.entrypoints.settings import Settings
@@ -92,6 +93,10 @@ class Workplace:
         with self.engine.begin() as connection:
             connection.execute(text("UPDATE ncr_jobs SET staging_due_at = 1 WHERE staging_due_at IS NOT NULL"))
         self.attempt(task)
+
+    def sweep_work_dir(self, work_dir: Path) -> list[str]:
+        """What the main process of a worker with this WORK_DIR does every few seconds."""
+        return records.sweep_work_dir(self.settings.model_copy(update={"work_dir": work_dir}))
 
     def ports(self) -> Any:
         return deliveries.make_worker_ports(self.settings)

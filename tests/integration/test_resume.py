@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from sqlalchemy import text
 
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
+from ncr_upload.adapters.sftp_dropoff.upload import WINDOW_BYTES
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded import textures
 from ncr_upload.entrypoints.embedded.product import Product, make_product
@@ -37,6 +39,8 @@ SIDE = 512
 HEADERS_BYTES = 2000
 """More than a request and an answer have around an object's bytes."""
 
+SCENE_BYTES = 24 * 1024 * 1024
+CUT_BYTES = 12 * 1024 * 1024
 SLOW = 3_000_000
 """Bytes a second that leave time to see some files arrive before others."""
 
@@ -51,6 +55,13 @@ def large_product() -> Product:
         product.files[f"studio/LARGE/angles/{name}"] = textures.encode(noise, "PNG")
         product.targets[f"studio/LARGE/angles/{name}"] = f"LARGE/angles/{name}"
     return product
+
+
+@pytest.fixture(scope="module")
+def huge_product(large_product: Product) -> Product:
+    """A product with a source that takes several windows to send."""
+    scene = next(key for key in large_product.targets if key.endswith(".blend"))
+    return replace(large_product, files=large_product.files | {scene: large_product.files[scene] + os.urandom(SCENE_BYTES)})
 
 
 @pytest.fixture
@@ -209,6 +220,40 @@ def test_a_kept_file_whose_bytes_changed_is_fetched_again(
     assert_only(attempt_again(workplace, storage, task), missing, large_product)
     assert workplace.delivered("flipped") == large_product.delivered
     assert f"kept {len(places) - 1} of {len(files)} files" in "\n".join(workplace.history(task))
+
+
+@fault(
+    "SFTP: cut in the middle of a job's upload",
+    injector="fault proxy",
+    invariants="OPRH",
+    outcome="a worker on another host sends only the rest",
+)
+def test_an_upload_that_was_cut_off_goes_on_from_another_host(
+    workplace: Workplace, huge_product: Product, tmp_path: Path
+) -> None:
+    with fault_proxy((workplace.sftp.login.host or "", workplace.sftp.login.port)) as destination:
+        workplace.change(sftp_port=destination.port)
+        task = submit(workplace, "cut", huge_product)
+        destination.cut_after(CUT_BYTES)
+        waiting = workplace.attempt(task)
+        assert waiting.problem is not None
+        assert waiting.problem.code == "sftp_unreachable", waiting.message
+        destination.heal()
+        make_due(workplace)
+        here = workplace.settings.work_dir
+        workplace.change(work_dir=tmp_path / "another-host")
+        before = destination.count()["up"]
+        ended = workplace.attempt(task)
+        sent = destination.count()["up"] - before
+    assert ended.status is Status.COMPLETED, ended
+    total = sum(map(len, huge_product.delivered.values()))
+    assert sent < total - CUT_BYTES + 4 * WINDOW_BYTES < total
+    assert workplace.delivered("cut") == huge_product.delivered
+    assert "bytes were there from the attempt before" in "\n".join(workplace.history(task))
+    assert workplace.leftovers() == []
+    assert len(list(here.iterdir())) == 1, "that host does not know yet"
+    assert len(workplace.sweep_work_dir(here)) == 1
+    assert list(here.iterdir()) == []
 
 
 def environment(workplace: Workplace) -> dict[str, str]:

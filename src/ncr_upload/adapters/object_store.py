@@ -111,7 +111,7 @@ class S3ObjectStore:
         etag = _plain_etag(answer.meta["e_tag"])
         stream = answer.stream(min_chunk_size=CHUNK_BYTES).__aiter__()
         with await asyncio.to_thread(partial.open, "wb") as file:
-            sink = _Sink(file)
+            sink = _Sink(file, with_md5=self._verify_etag_md5 and bool(_MD5.fullmatch(etag)))
             while True:
                 with self._translated(key):
                     chunk = await anext(stream, None)
@@ -121,7 +121,7 @@ class S3ObjectStore:
                 on_bytes(len(chunk))
         if sink.size != answer.meta["size"]:
             raise self._damaged(key, f"{sink.size} bytes arrived of {answer.meta['size']}")
-        if self._verify_etag_md5 and _MD5.fullmatch(etag) and sink.md5.hexdigest() != etag:
+        if sink.md5 is not None and sink.md5.hexdigest() != etag:
             raise self._damaged(key, f"its MD5 is {sink.md5.hexdigest()}, its ETag {etag}")
         return Fetched(sink.size, sink.sha256.hexdigest(), sink.crc32, etag)
 
@@ -230,17 +230,18 @@ class S3ObjectStore:
 class _Sink:
     """Writes and hashes what arrives."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, with_md5: bool) -> None:
         self._file = file
         self.size = 0
         self.crc32 = 0
         self.sha256 = hashlib.sha256()
-        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
 
     def take(self, chunk: bytes) -> None:
         self._file.write(chunk)
         self.sha256.update(chunk)
-        self.md5.update(chunk)
+        if self.md5 is not None:
+            self.md5.update(chunk)
         self.crc32 = zlib.crc32(chunk, self.crc32)
         self.size += len(chunk)
 

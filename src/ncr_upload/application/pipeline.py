@@ -25,6 +25,7 @@ from ncr_upload.application.ports import (
     ObjectStore,
     Parking,
     Recording,
+    Staged,
     StudioJob,
     Validator,
     Verdict,
@@ -89,6 +90,7 @@ class Delivery:
         self.announced_publish = claim.publish_fence is not None
         self.reach = reach
         self.kept_files = 0
+        self.staged = Staged(0, 0)
 
     async def run(self) -> None:
         """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
@@ -315,13 +317,14 @@ class Delivery:
             files=files,
             total_bytes=total_bytes,
         )
-        await destination.stage(task_id, fence, package, self.live.add_bytes)
+        self.staged = await destination.stage(task_id, fence, package, self.live.add_bytes)
         self.reach("stage:after")
 
     async def publish(self, destination: DropoffSession) -> None:
         """Make the package visible, whole, by one directory rename."""
         await self._require_unchanged()
-        message = f"every file is staged; publishing as {self.task.job_id}/{self.task.sku}"
+        kept = f" ({self.staged.kept_bytes} bytes were there from the attempt before)" if self.staged.kept_bytes else ""
+        message = f"every file is staged{kept}; publishing as {self.task.job_id}/{self.task.sku}"
         self.announced_publish = True
         await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True)
         self.reach("publish:before")

@@ -124,6 +124,14 @@ class Validator(Protocol):
 # --- the destination --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What an earlier attempt had staged and need not be sent again: whole files, and bytes, those of parts included."""
+
+    kept_files: int
+    kept_bytes: int
+
+
 class Dropoff(Protocol):
     """The partner's SFTP folder. One session per attempt; see docs/adr for how renames fence and publish.
 
@@ -158,9 +166,10 @@ class DropoffSession(Protocol):
         staged, which also takes it away from any worker that still holds the older fence. A delivery that was renamed
         aside for a package that did not follow is put back at once."""
 
-    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
         """Upload every file into the staging folder and verify every size. Files that an earlier attempt staged whole and
-        with the same hash are kept; whatever else is there goes. When the disk is full, everything staged goes."""
+        with the same hash are kept, and those it staged in part are continued; whatever else is there goes. When the disk is
+        full, everything staged goes."""
 
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside, then `between` called.

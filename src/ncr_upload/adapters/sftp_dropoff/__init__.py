@@ -1,4 +1,5 @@
-"""Delivery over SFTP, on asyncssh: `login` connects, `remote` asks with time-outs, `dropoff` stages and publishes."""
+"""Delivery over SFTP, on asyncssh: `login` connects, `remote` asks with time-outs, `upload` sends a file,
+`dropoff` stages and publishes."""
 
 from ncr_upload.adapters.sftp_dropoff.dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin

@@ -2,7 +2,7 @@
 
     {base}/.ncr-staging/{task_id}-{fence}/package/{sku}/…    becomes {base}/{job_id}
                                           previous/{job_id}  the delivery it replaces, once renamed aside
-                                          parts/             files while they arrive
+                                          parts/             files while they arrive, by the SHA-256 they will have
                                           manifest.json      target → SHA-256 of what was staged as `package`
 
 The folder's name is the fence. A newer attempt renames the folder to its own name, and from then on no path that the
@@ -18,25 +18,34 @@ import posixpath
 import re
 import secrets
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import BinaryIO
+from dataclasses import dataclass
 
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
 from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, at_most, disk_full
-from ncr_upload.application.ports import Leftover, LocalFile, OnBytes
+from ncr_upload.adapters.sftp_dropoff.upload import upload_file
+from ncr_upload.application.ports import Leftover, LocalFile, OnBytes, Staged
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Rejected, Unavailable
 
 STAGING = ".ncr-staging"
-MAX_BLOCK_BYTES = 256 * 1024
-BLOCKS_IN_FLIGHT = 8
 FILES_PER_CHANNEL = 2
 ROOM_FOR_MORE_BYTES = 1024 * 1024
 PROBE = "probe."
 PROBE_BYTES = 256 * 1024
 _FOLDER = re.compile(r"(?P<task>.+)-(?P<fence>\d+)(?P<state>\.new|\.gone)?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file on its way, and how many bytes of it an earlier attempt has left there; None if it left nothing."""
+
+    local: LocalFile
+    name: str
+    bytes: int | None
 
 
 class SftpDropoff:
@@ -254,27 +263,30 @@ class SftpSession:
 
     # --- staging ------------------------------------------------------------------------------------------------
 
-    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
         """On a full disk nothing stays staged: of several jobs that wait for room, one at least shall find it."""
         for local in files:
             _check_relative(local.file.target)
         try:
             async with self._full_disk_told():
-                await self._stage(self._path(_name(task_id, fence)), files, on_bytes)
+                return await self._stage(self._path(_name(task_id, fence)), files, on_bytes)
         except DestinationParked as failure:
             if failure.code == DISK_FULL:
                 with suppress(Unavailable, DestinationParked):
                     await self._remove(_name(task_id, fence))
             raise
 
-    async def _stage(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
+    async def _stage(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
         package = posixpath.join(own, "package")
         missing = await self._keep_whole(own, files, on_bytes)
+        parts = await self._keep_parts(own, missing)
         for folder in _folders(local.file.target for local in files):
             # Never with its parents: a stale attempt must not bring its taken folder back to life.
             await self._remote.make_folder(posixpath.join(package, folder))
-        await self._upload(own, missing, on_bytes)
+        continued_bytes = await self._upload(own, parts, on_bytes)
         await self._verify(package, files)
+        whole_bytes = sum(local.file.size for local in files) - sum(local.file.size for local in missing)
+        return Staged(len(files) - len(missing), whole_bytes + continued_bytes)
 
     @asynccontextmanager
     async def _full_disk_told(self) -> AsyncIterator[None]:
@@ -289,16 +301,15 @@ class SftpSession:
 
     async def _keep_whole(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> list[LocalFile]:
         """Remove from the staged package what does not belong there; the files that are still to be uploaded."""
-        package, parts = posixpath.join(own, "package"), posixpath.join(own, "parts")
+        package = posixpath.join(own, "package")
         wanted = {local.file.target: local.file for local in files}
-        tree, leftovers = await self._remote.tree(package), await self._remote.entries(parts)
+        tree = await self._remote.tree(package)
         staged = await self._read_manifest(own)
         whole = {
             target
             for target, size in tree.files.items()
             if target in wanted and wanted[target].size == size and staged.get(target) == wanted[target].sha256
         }
-        await self._remote.remove_files(posixpath.join(parts, name) for name in leftovers)
         await self._remote.remove_files(posixpath.join(package, target) for target in tree.files if target not in whole)
         needed = set(_folders(wanted))
         await self._remote.remove_folders(posixpath.join(package, path) for path in tree.folders if path not in needed)
@@ -307,20 +318,37 @@ class SftpSession:
             on_bytes(wanted[target].size)
         return [local for local in files if local.file.target not in whole]
 
-    async def _upload(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> None:
-        """Largest first, so that no channel is left alone with a large one at the end."""
-        remotes = await self._open_channels(len(files))
-        ordered = sorted(enumerate(files), key=lambda pair: -pair[1].file.size)
-        free = remotes * FILES_PER_CHANNEL
+    async def _keep_parts(self, own: str, missing: Sequence[LocalFile]) -> list[_Part]:
+        """The part of each missing file, with what has arrived of it; any other part goes. Which of several files with the
+        same content takes which of their parts makes no difference."""
+        folder, copies = posixpath.join(own, "parts"), Counter[str]()
+        there = {name: attrs.size or 0 for name, attrs in (await self._remote.entries(folder)).items()}
+        parts = []
+        for local in missing:
+            sha256 = local.file.sha256
+            name = f"{sha256}-{copies[sha256]}" if copies[sha256] else sha256
+            copies[sha256] += 1
+            parts.append(_Part(local, name, there.pop(name, None)))
+        await self._remote.remove_files(posixpath.join(folder, name) for name in there)
+        return parts
 
-        async def upload(number: int, local: LocalFile) -> None:
+    async def _upload(self, own: str, parts: Sequence[_Part], on_bytes: OnBytes) -> int:
+        """Largest first, so that no channel is left alone with a large one at the end. Returns how many bytes of parts were
+        not sent again."""
+        free = await self._open_channels(len(parts)) * FILES_PER_CHANNEL
+        continued_bytes = 0
+
+        async def upload(part: _Part) -> None:
+            nonlocal continued_bytes
             remote = free.pop()
             try:
-                await _upload_file(remote, own, f"{number}", local, on_bytes)
+                kept_bytes = await upload_file(remote, own, part.name, part.bytes, part.local, on_bytes)
+                continued_bytes += kept_bytes
             finally:
                 free.append(remote)
 
-        await at_most(len(free), (upload(number, local) for number, local in ordered))
+        await at_most(len(free), (upload(part) for part in sorted(parts, key=lambda part: -part.local.file.size)))
+        return continued_bytes
 
     async def _open_channels(self, files: int) -> list[Remote]:
         """At most as many as there are files; a server that refuses some is used with the rest."""
@@ -380,54 +408,6 @@ async def _open_channel(connection: asyncssh.SSHClientConnection, address: str, 
             "It is tried again; ask the partner whether SFTP is allowed for this login.",
         ) from None
     return Remote(channel, address, timeout_seconds)
-
-
-async def _upload_file(remote: Remote, own: str, part_name: str, local: LocalFile, on_bytes: OnBytes) -> None:
-    """Upload under a name of its own in `parts`, and give the file its staged name once its size is right."""
-    part, target = posixpath.join(own, "parts", part_name), local.file.target
-    doing = f"write {target}"
-    file = await remote.ask(doing, _open_part(remote.channel, part))
-    with await asyncio.to_thread(local.path.open, "rb") as source:
-        await _send(remote, source, file, doing, on_bytes)
-    await remote.ask(doing, file.close())  # on a failure the end of the session closes it
-    arrived = await remote.size(part)
-    if arrived != local.file.size:
-        raise Unavailable(
-            "staged_differs",
-            f"{remote.address} holds {arrived} bytes of {target} instead of {local.file.size}",
-            "It is uploaded again.",
-        )
-    await remote.rename(part, posixpath.join(own, "package", target))
-
-
-async def _open_part(channel: asyncssh.SFTPClient, part: str) -> asyncssh.SFTPClientFile:
-    return await channel.open(part, "wb", block_size=0)  # 0: each write is one request, as `_send` cuts them
-
-
-async def _send(remote: Remote, source: BinaryIO, file: asyncssh.SFTPClientFile, doing: str, on_bytes: OnBytes) -> None:
-    """Keep BLOCKS_IN_FLIGHT writes under way. Only a server that acknowledges none of them for the time-out is given up."""
-    block_bytes = min(MAX_BLOCK_BYTES, remote.channel.limits.max_write_len or MAX_BLOCK_BYTES)
-    writes: set[asyncio.Task[int]] = set()
-    offset = 0
-    try:
-        while True:
-            block = await asyncio.to_thread(source.read, block_bytes)
-            if block:
-                writes.add(asyncio.create_task(file.write(block, offset)))
-                offset += len(block)
-            while writes and (not block or len(writes) >= BLOCKS_IN_FLIGHT):
-                done, writes = await asyncio.wait(writes, timeout=remote.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    raise remote.class_of(TimeoutError(), doing)
-                if failures := [failure for write in done if (failure := write.exception())]:
-                    raise remote.class_of(failures[0], doing)
-                on_bytes(sum(write.result() for write in done))
-            if not block:
-                return
-    finally:
-        for write in writes:
-            write.cancel()
-        await asyncio.gather(*writes, return_exceptions=True)
 
 
 def _is_ours(name: str) -> bool:
