@@ -686,3 +686,6 @@ class MemoryHost:
 
     def free_disk(self, path: object) -> int:
         return 10**12
+
+    def total_disk(self, path: object) -> int:
+        return 10**13

@@ -256,3 +256,31 @@ def test_sweeps_and_new_workspaces_do_not_disturb_each_other(tmp_path: Path) -> 
     finally:
         sweeping.kill()
         sweeping.wait()
+
+
+def test_what_another_attempt_has_still_to_fetch_is_reserved_until_it_ends(tmp_path: Path) -> None:
+    with Workspace(tmp_path, str(uuid.uuid4()), 1) as mine:
+        with Workspace(tmp_path, str(uuid.uuid4()), 1) as other:
+            assert mine.reserved_by_others() == 0
+            other.reserve(1000)
+            assert (mine.reserved_by_others(), other.reserved_by_others()) == (1000, 0)
+            other.place("a").write_bytes(bytes(400))
+            assert mine.reserved_by_others() == 600
+            other.place("b").write_bytes(bytes(700))
+            assert mine.reserved_by_others() == 0
+            other.reserve(50)
+            assert mine.reserved_by_others() == 50
+        assert mine.reserved_by_others() == 0
+
+
+def test_a_dead_attempt_reserves_nothing(tmp_path: Path, task_id: str) -> None:
+    program = HOLD.replace("print(", "workspace.reserve(1000); print(")
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path, task_id], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with Workspace(tmp_path, str(uuid.uuid4()), 1) as mine:
+        assert mine.reserved_by_others() == 1000
+        process.kill()
+        process.wait()
+        assert mine.reserved_by_others() == 0
+    process.stdout.close()

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncr_upload.domain.admission import AdmissionLimits, Admit, Defer, decide, recommend_concurrency
+from ncr_upload.domain.admission import (
+    AdmissionLimits,
+    Admit,
+    Defer,
+    decide,
+    find_misfit,
+    plan_capacity,
+    recommend_concurrency,
+)
 
 GIB = 1024**3
 LIMITS = AdmissionLimits(max_memory_percent=80, spare_disk_bytes=1000)
@@ -69,3 +77,29 @@ def test_where_memory_is_not_known_the_setting_stands() -> None:
 @given(st.integers(0, 2**44), st.integers(0, 2**44), st.integers(1, 64))
 def test_the_recommendation_is_at_least_one_and_at_most_the_setting(used: int, total: int, configured: int) -> None:
     assert 1 <= concurrency(used, total, configured) <= configured
+
+
+@pytest.mark.parametrize(("needed", "fits"), [(0, True), (9000, True), (9001, False)])
+def test_a_job_larger_than_the_whole_disk_never_fits(needed: int, fits: bool) -> None:
+    misfit = find_misfit(needed, total_disk_bytes=10_000, limits=LIMITS)
+    assert (misfit is None) is fits
+    assert misfit is None or str(needed) in misfit.reason
+
+
+@pytest.mark.parametrize(
+    ("used_gib", "resident_gib", "free_disk", "capacity"),
+    [(2, 0, 10**9, 4), (6, 0, 10**9, 1), (6, 2, 10**9, 2), (6.5, 0, 10**9, 0), (2, 0, 999, 0)],
+)
+def test_a_worker_short_of_memory_or_disk_has_room_for_fewer_jobs_or_none(
+    used_gib: float, resident_gib: float, free_disk: int, capacity: int
+) -> None:
+    found = plan_capacity(
+        used_bytes=int(used_gib * GIB),
+        total_bytes=8 * GIB,
+        limits=LIMITS,
+        child_bytes=GIB,
+        configured=4,
+        resident_bytes=int(resident_gib * GIB),
+        free_disk_bytes=free_disk,
+    )
+    assert found == capacity

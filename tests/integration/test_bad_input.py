@@ -224,6 +224,16 @@ def test_a_job_without_room_waits_unspent_and_then_goes_on(
     assert workplace.attempt(task).status is Status.COMPLETED
 
 
+def test_a_job_larger_than_the_whole_disk_is_refused_at_once(
+    workplace: Workplace, product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace.place("too-large", product)
+    monkeypatch.setattr("ncr_upload.adapters.host.MachineHost.total_disk", lambda *_: 1000)
+    ended = workplace.deliver("too-large")
+    assert (ended.status, ended.attempt, ended.problem and ended.problem.code) == (Status.FAILED, 1, "disk_too_small")
+    assert workplace.leftovers() == []
+
+
 def test_an_upload_withdrawn_while_the_job_runs_is_not_published(workplace: Workplace, product: Product) -> None:
     workplace.place("withdrawn", product)
     (task,) = workplace.submit("withdrawn")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -53,11 +54,18 @@ class MachineHost:
 
     def free_disk(self, path: Path) -> int:
         """See `Host.free_disk`. A folder that is yet to be made counts as its nearest parent."""
+        return int(self._disk(path).free)
+
+    def total_disk(self, path: Path) -> int:
+        """See `Host.total_disk`."""
+        return int(self._disk(path).total)
+
+    def _disk(self, path: Path) -> Any:
         place = path.absolute()
         while not place.exists() and place != place.parent:
             place = place.parent
         try:
-            return int(psutil.disk_usage(str(place)).free)
+            return psutil.disk_usage(str(place))
         except OSError as error:
             raise Unavailable(
                 "disk_unreadable",

@@ -31,7 +31,7 @@ from ncr_upload.application.ports import (
     Verdict,
 )
 from ncr_upload.application.workspace import Workspace, remove_oldest
-from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defer, decide
+from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defer, decide, find_misfit
 from ncr_upload.domain.errors import CancelRequested, Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
@@ -176,7 +176,8 @@ class Delivery:
         objects = await self._stat_all(plan)
         total_bytes = sum(found.size for found in objects)
         here = await asyncio.to_thread(workspace.clear_all_but, objects)
-        await self._require_room(sum(found.size for found in objects if found.key not in here))
+        missing_bytes = sum(found.size for found in objects if found.key not in here)
+        await asyncio.to_thread(self._take_room, workspace, total_bytes, missing_bytes)
         self.live.know(files=len(plan), bytes=total_bytes)
         message = f"downloading {len(plan)} files, {total_bytes} bytes"
         message += f"; {len(here)} of them may be here from the attempt before" if here else ""
@@ -207,26 +208,41 @@ class Delivery:
             raise _summarised(failures)
         return [answer for answer in found if isinstance(answer, ObjectInfo)]
 
-    async def _require_room(self, needed_disk_bytes: int) -> None:
-        """Memory and disk for the download, or the job waits without spending an attempt. What other tasks keep on the disk
-        for their next attempts goes first."""
-        kept_by_others = remove_oldest(self.options.work_dir, but_of=self.task.task_id)
-        while isinstance(decision := self._decide(needed_disk_bytes), Defer) and decision.code == DISK_SHORT:
-            if await asyncio.to_thread(next, kept_by_others, None) is None:
-                break
-        if isinstance(decision, Defer):
-            raise Deferred(
-                decision.code,
-                f"this worker has no room for the job: {decision.reason}",
-                f"Free memory or disk there (WORK_DIR is {self.options.work_dir}); the job waits and spends no attempt.",
+    def _take_room(self, workspace: Workspace, total_bytes: int, missing_bytes: int) -> None:
+        """Memory, and disk for the download, or the job waits without spending an attempt; one that could never fit is
+        refused. What other tasks keep on the disk for their next attempts goes first; what other attempts have reserved
+        is theirs."""
+        misfit = find_misfit(
+            total_bytes,
+            total_disk_bytes=self.ports.host.total_disk(self.options.work_dir),
+            limits=self.options.admission,
+        )
+        if misfit is not None:
+            raise Rejected(
+                "disk_too_small",
+                f"the job can never run on this worker: {misfit.reason}",
+                f"Point WORK_DIR ({self.options.work_dir}) at a larger disk and submit the job again.",
             )
+        with workspace.deciding():
+            kept_by_others = remove_oldest(self.options.work_dir, but_of=self.task.task_id)
+            while isinstance(decision := self._decide(workspace, missing_bytes), Defer) and decision.code == DISK_SHORT:
+                if next(kept_by_others, None) is None:
+                    break
+            if isinstance(decision, Defer):
+                raise Deferred(
+                    decision.code,
+                    f"this worker has no room for the job: {decision.reason}",
+                    f"Free memory or disk there (WORK_DIR is {self.options.work_dir}); the job waits and spends no attempt.",
+                )
+            workspace.reserve(missing_bytes)
 
-    def _decide(self, needed_disk_bytes: int) -> Admit | Defer:
+    def _decide(self, workspace: Workspace, missing_bytes: int) -> Admit | Defer:
+        free_bytes = self.ports.host.free_disk(self.options.work_dir) - workspace.reserved_by_others()
         return decide(
             memory_used_percent=self.ports.host.memory().used_percent,
             limits=self.options.admission,
-            free_disk_bytes=self.ports.host.free_disk(self.options.work_dir),
-            needed_disk_bytes=needed_disk_bytes,
+            free_disk_bytes=max(0, free_bytes),
+            needed_disk_bytes=missing_bytes,
         )
 
     async def _fetch(

@@ -562,4 +562,7 @@ class Host(Protocol):
         """Resident bytes of this process, now; with `children`, of all its descendants too."""
 
     def free_disk(self, path: Path) -> int:
-        """Free bytes where `path` is."""
+        """Free bytes where `path` is. Raises `Unavailable`, as does `total_disk`."""
+
+    def total_disk(self, path: Path) -> int:
+        """Bytes of the whole disk where `path` is."""

@@ -13,7 +13,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +66,24 @@ class Workspace:
         with suppress(OSError):
             os.utime(self.path)  # the oldest are those that have not been used for longest
         _drop_lock(self.path, self._lock)
+
+    def reserve(self, more_bytes: int) -> None:
+        """Say that so many bytes are still to come into this workspace (0: none), for `reserved_by_others`."""
+        os.pwrite(self._lock, f"{_size_of(self.path) + more_bytes:020d}".encode(), 0)
+
+    def reserved_by_others(self) -> int:
+        """Bytes that are still to come into the workspaces in use beside this one. Ask and reserve under `deciding`."""
+        return sum(_still_to_come(folder) for folder in _workspaces(self.path.parent) if folder != self.path)
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """One attempt at a time looks at the free disk and reserves its part of it."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def place(self, key: str) -> Path:
         """Where the object with this key goes."""
@@ -163,6 +181,28 @@ def _workspaces(work_dir: Path, task_id: str | None = None) -> list[Path]:
         return []
     found = (FOLDER.fullmatch(name) for name in sorted(names))
     return [work_dir / each[0] for each in found if each and task_id in (None, each["task"])]
+
+
+def _still_to_come(folder: Path) -> int:
+    """What the attempt that uses the folder has reserved and not yet used; 0 when nobody uses it."""
+    lock = _try_lock(folder)
+    if lock is not None:
+        _drop_lock(folder, lock)
+        return 0
+    try:
+        whole_bytes = int(folder.with_name(folder.name + LOCK_SUFFIX).read_text() or 0)
+    except (OSError, ValueError):
+        return 0
+    return max(0, whole_bytes - _size_of(folder))
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+    return total
 
 
 def _task_of(folder: Path) -> str:

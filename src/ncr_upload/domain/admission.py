@@ -33,6 +33,23 @@ class Defer:
     retry_after_seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class NeverFits:
+    """There is no room however long the job waits."""
+
+    reason: str
+
+
+def find_misfit(needed_disk_bytes: int, *, total_disk_bytes: int, limits: AdmissionLimits) -> NeverFits | None:
+    """Whether the job's files are too large even for the empty disk of the work folder."""
+    if needed_disk_bytes + limits.spare_disk_bytes <= total_disk_bytes:
+        return None
+    return NeverFits(
+        f"the job needs {needed_disk_bytes} bytes of disk and {limits.spare_disk_bytes} must stay free, "
+        f"but the whole disk has {total_disk_bytes}"
+    )
+
+
 def decide(
     *, memory_used_percent: float, limits: AdmissionLimits, free_disk_bytes: int | None = None, needed_disk_bytes: int = 0
 ) -> Admit | Defer:
