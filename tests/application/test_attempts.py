@@ -246,11 +246,11 @@ def probe(worker: Worker) -> None:
 def test_while_the_destination_is_parked_a_job_fetches_nothing_and_asks_it_nothing(worker: Worker) -> None:
     worker.dropoff.failures["session"] = [FULL]
     worker.run()
-    fetched, logins = list(worker.store.fetched), worker.dropoff.logins
+    fetched, judged, logins = list(worker.store.fetched), len(worker.validator.asked), worker.dropoff.logins
     for _ in range(3):
         worker.ledger.set_time("claimable_at", worker.task_id)
         worker.run()
-    assert (worker.store.fetched, worker.dropoff.logins) == (fetched, logins)
+    assert (worker.store.fetched, len(worker.validator.asked), worker.dropoff.logins) == (fetched, judged, logins)
     assert (worker.task.status, worker.task.attempt) == (Status.PENDING, 0)
     assert "the partner's disk is full" in worker.task.message
 
