@@ -50,7 +50,7 @@ def deal(numbers: random.Random, faults: Sequence[Fault], first: Fault) -> list[
     dealt = [first]
     for _ in range(numbers.choices((0, 1, 2), weights=(35, 50, 15))[0]):
         others = [fault for fault in faults if fault.part not in {each.part for each in dealt}]
-        dealt.append(numbers.choice(others))
+        dealt += [numbers.choice(others)] if others else []
     return dealt
 
 

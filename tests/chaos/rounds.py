@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -48,6 +49,7 @@ class Plan:
     seconds: float | None = None
     trials: int | None = None
     only: tuple[str, int] | None = None
+    faults: str = ""
     sabotage: bool = False
 
 
@@ -146,7 +148,7 @@ class Round:
             self._tally.listings.update(observer.listings)
 
     def _numbers(self, began: float) -> Any:
-        """The trials' numbers, until the share of time or of trials is spent."""
+        """The trials' numbers, until the share of time or of trials is spent; of time, one fits always."""
         if self._plan.only is not None:
             yield self._plan.only[1]
             return
@@ -154,7 +156,7 @@ class Round:
         while True:
             if self._plan.trials is not None and number * self._rounds + self._position >= self._plan.trials:
                 return
-            if self._plan.seconds is not None and time.monotonic() - began >= self._plan.seconds:
+            if number > 0 and self._plan.seconds is not None and time.monotonic() - began >= self._plan.seconds:
                 return
             yield number
             number += 1
@@ -188,7 +190,8 @@ class Round:
 
     def _deal(self, stack: ChaosStack, numbers: random.Random, number: int) -> list[Fault]:
         """Through the whole deck in turn, so that a run of some length has made every fault, whatever else it draws."""
-        faults = list_faults(self._database, has_disk=stack.destination.is_disk)
+        everything = list_faults(self._database, has_disk=stack.destination.is_disk)
+        faults = [fault for fault in everything if re.search(self._plan.faults, fault.name)]
         deck = list(faults)
         random.Random(f"{self._plan.seed}: faults").shuffle(deck)
         share = len(deck) // self._rounds * self._position

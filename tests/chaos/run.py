@@ -16,6 +16,7 @@ the same places of the schedule (processes keep their own timing, so a rare race
   python tests/chaos/run.py                                ten minutes, every database
   python tests/chaos/run.py --seed 7 --trials 30           30 trials, however long they take
   python tests/chaos/run.py --seed 7 --only postgresql:12  one trial of that run again, alone
+  python tests/chaos/run.py --faults '^sftp|publish'       a hunt in one place
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main() -> int:
         seconds=arguments.seconds if arguments.seconds or arguments.trials or arguments.only else DEFAULT_SECONDS,
         trials=arguments.trials,
         only=arguments.only,
+        faults=arguments.faults,
         sabotage=arguments.sabotage,
     )
     say(f"seed {plan.seed}; again: make chaos SEED={plan.seed}")
@@ -75,6 +77,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, help="so many in all, shared among the databases")
     parser.add_argument("--databases", type=_databases, default=DATABASES, help=f"of {','.join(DATABASES)}, by commas")
     parser.add_argument("--only", type=_one, metavar="DATABASE:TRIAL", help="that trial of the seed's run, alone")
+    parser.add_argument("--faults", default="", metavar="REGEX", help="only those: 'crash at publish|^sftp' (default: all)")
     parser.add_argument("--json", type=Path, default=Path("chaos.json"), help="where the report goes (default: chaos.json)")
     parser.add_argument("--sabotage", action="store_true", help="take a file out of each delivery, to see the run fail")
     return parser.parse_args()
