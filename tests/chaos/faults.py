@@ -17,6 +17,9 @@ from sqlalchemy import text
 from chaos.stack import LEASE_SECONDS, ChaosStack
 from ncr_upload.application.crash_points import CRASH_POINTS
 
+BULK = {("s3", "down"), ("validator", "up"), ("sftp", "up")}
+"""Where files go; elsewhere are only small messages."""
+
 MEET_SECONDS = 10.0
 """How long a fault waits for something to happen to."""
 
@@ -315,7 +318,8 @@ def _cut_within(part: str, direction: str) -> Make:
         proxy = stack.proxies[part]
         before = proxy.count()["cuts"]
         times = numbers.randint(1, 3)
-        proxy.cut_after(int(10 ** numbers.uniform(1, 6)), direction, times)  # type: ignore[arg-type]
+        most = 6 if (part, direction) in BULK else 4
+        proxy.cut_after(int(10 ** numbers.uniform(1, most)), direction, times)  # type: ignore[arg-type]
         try:
             return await _until(lambda: proxy.count()["cuts"] >= before + times, MEET_SECONDS)
         finally:

@@ -66,7 +66,7 @@ def draw_jobs(numbers: random.Random, name: str, *, scarce: bool) -> list[Job]:
 
 def _draw_job(numbers: random.Random, job_id: str, scarce: bool) -> Job:
     sort = numbers.choices(
-        ("small", "large", "redelivered", "refused", "missing", "cancelled"), weights=(40, 15, 20, 8, 7, 10)
+        ("small", "large", "redelivered", "refused", "missing", "cancelled"), weights=(33, 14, 28, 8, 7, 10)
     )[0]
     expected: Expected = {"refused": "refused", "missing": "missing"}.get(sort, "delivered")  # type: ignore[assignment]
     versions = [
