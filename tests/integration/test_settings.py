@@ -12,6 +12,9 @@ from pydantic import SecretStr, ValidationError
 from ncr_upload.entrypoints.settings import Settings
 
 SAMPLE = Path(__file__).parents[2] / "env_sample"
+COMPOSE = SAMPLE.with_name("docker-compose.yml")
+INTERPOLATED = re.compile(r"\$\{(\w+)")
+DEFAULTED = re.compile(r"\$\{(\w+):-([^}]*)\}")
 LINE = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 
 
@@ -24,7 +27,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_env_sample_lists_every_setting_and_no_other() -> None:
     listed = [name for name, _ in LINE.findall(SAMPLE.read_text())]
-    assert sorted(listed) == sorted(name.upper() for name in Settings.model_fields)
+    settings = {name.upper() for name in Settings.model_fields}
+    for_compose = set(INTERPOLATED.findall(COMPOSE.read_text())) - settings
+    assert sorted(listed) == sorted(settings | for_compose)
+
+
+def test_env_sample_shows_the_defaults_of_docker_compose_too() -> None:
+    sample = dict(LINE.findall(SAMPLE.read_text()))
+    for name, default in DEFAULTED.findall(COMPOSE.read_text()):
+        assert sample[name] == default or (default == "/dev/null" and not sample[name]), name
 
 
 def test_env_sample_shows_the_defaults() -> None:

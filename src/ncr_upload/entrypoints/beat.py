@@ -15,6 +15,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from ncr_upload.application.ports import History
 from ncr_upload.application.recovery import SweepPorts, sweep
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.entrypoints.alive import show_alive
 from ncr_upload.entrypoints.bootstrap.records import make_celery, make_history, make_release_limits, make_sweep_ports
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
@@ -76,6 +77,7 @@ class SweepScheduler(Scheduler):  # type: ignore[misc]
     producer = None
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:  # noqa: ARG002 - Celery's signature
+        show_alive()
         try:
             self.app.tasks[entry.task].run()
         except Exception:

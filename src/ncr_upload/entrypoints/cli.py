@@ -54,32 +54,18 @@ def api(
     reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes (development).")] = False,
 ) -> None:
     """Serve the HTTP API on API_HOST:API_PORT (8001)."""
-    import uvicorn
-
     from ncr_upload.entrypoints import programs
+    from ncr_upload.entrypoints.api_server import serve
     from ncr_upload.entrypoints.logs import set_up_logs
     from ncr_upload.entrypoints.settings import load_settings
 
     settings = load_settings()
     set_up_logs(settings)
-    reload = reload or settings.api_reload
     try:
         programs.require_port(settings.api_host, settings.api_port, "API_PORT")
     except programs.PortRefused as refused:
         _stop(str(refused), code=1)
-    uvicorn.run(
-        "ncr_upload.entrypoints.bootstrap.api:make_api",
-        factory=True,
-        host=settings.api_host,
-        port=settings.api_port,
-        reload=reload,
-        reload_dirs=[str(Path(__file__).resolve().parents[2])] if reload else None,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=10,
-        server_header=False,
-        proxy_headers=False,
-    )
+    serve(settings, reload=reload or settings.api_reload)
 
 
 @cli.command()
@@ -154,6 +140,9 @@ def demo(
 @cli.command()
 def doctor(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    before_upgrade: Annotated[
+        bool, typer.Option("--before-upgrade", help="`ncr db upgrade` follows: ncr_* tables that lack something are right.")
+    ] = False,
 ) -> None:
     """Try every outside part with the current settings; say what is right, or what is wrong and the next step.
 
@@ -165,7 +154,7 @@ def doctor(
     from ncr_upload.entrypoints.settings import SettingsInvalid, load_settings
 
     try:
-        findings = examine(make_checks(load_settings()))
+        findings = examine(make_checks(load_settings(), before_upgrade=before_upgrade))
     except SettingsInvalid as invalid:
         findings = [Finding("settings", State.WRONG, str(invalid), "settings_invalid", "Correct them; nothing else was tried.")]
     well = is_well(findings)
@@ -230,6 +219,52 @@ def check_database() -> None:
             _stop(f"the ncr_* tables are at {current or 'nothing'}, not at {needed}: run `ncr db upgrade`", code=1)
         records.check_database_tables(load_settings())
         typer.echo(f"at {current}, with every table and column that this release needs")
+
+
+@database.command("plan")
+def plan_upgrade() -> None:
+    """List the migrations that `ncr db upgrade` would run; exit 1 if one does more than add, which the release that runs beside
+    might not live with."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+    from ncr_upload.migrations.expanding import find_contractions, pending_revisions
+
+    with _told_errors():
+        current, needed = records.read_revisions(load_settings())
+    pending = pending_revisions(current)
+    typer.echo(f"at {current or 'nothing'}; this release needs {needed}; {len(pending)} migrations to run")
+    found = [f"{path.name}, {contraction}" for path in pending for contraction in find_contractions(path)]
+    if found and current is not None:
+        _stop(f"not expand-only: {'; '.join(found)}", code=1)
+
+
+@database.command("backup")
+def backup_ledger() -> None:
+    """Write the ledger (ncr_*), as it is at one moment, to standard output as gzipped JSON lines. Any kind of database."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+
+    if sys.stdout.isatty():
+        _stop("the backup goes to standard output: redirect it, as in `ncr db backup >ledger.jsonl.gz`")
+    with _told_errors():
+        rows = records.backup_ledger(load_settings(), sys.stdout.buffer)
+        sys.stdout.flush()
+        typer.echo(f"saved {rows} rows", err=True)
+
+
+@database.command("restore")
+def restore_ledger() -> None:
+    """Put back what the ledger has lost of the backup on standard input; what it still has stays as it is, being newer.
+
+    Live tasks of the backup wait to be claimed again; one that was delivered meanwhile is found out by its row in the
+    studio's tables, and is not delivered again."""
+    from ncr_upload.entrypoints.bootstrap import records
+    from ncr_upload.entrypoints.settings import load_settings
+
+    with _told_errors():
+        back = records.restore_ledger(load_settings(), sys.stdin.buffer)
+        told = f"put back {back.tasks} tasks, {len(back.live)} of them live; {back.kept} were there still"
+        typer.echo(told + (f"; {back.superseded} are superseded by newer ones" if back.superseded else ""))
 
 
 @contextmanager

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="Callers send it as X-API-Key.")
     api_anonymous: Anonymous = Field(Anonymous.LOOPBACK, description="Who needs no key: loopback, all or none.")
     api_reload: bool = Field(False, description="Restart the API when its code changes (development).")
+    api_drain_seconds: float = Field(
+        0, ge=0, description="How long the API goes on serving after SIGTERM while /readyz already says 503."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins allowed to call from a browser, comma separated."
     )

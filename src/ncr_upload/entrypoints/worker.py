@@ -21,6 +21,7 @@ from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts,
 from ncr_upload.application.leaving import Leaving
 from ncr_upload.application.recovery import SweepPorts, release_and_ring
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, HandedOver, Unavailable
+from ncr_upload.entrypoints.alive import show_alive
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
 from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports, sweep_work_dir
 from ncr_upload.entrypoints.crash import crash_points
@@ -100,6 +101,11 @@ def _listen(pool: Any) -> None:
             return []
 
     Drain(settings.worker_grace_seconds, stop_fetching, list_children).listen()
+
+
+@signals.heartbeat_sent.connect  # type: ignore[untyped-decorator]
+def _show_alive(**_: Any) -> None:
+    show_alive()
 
 
 @app.task(name="ncr.run_job")  # type: ignore[untyped-decorator]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -23,6 +24,8 @@ class Context:
     settings: Settings
     doorbell: Doorbell
     limits: AdmissionLimits
+    leaving: threading.Event = field(default_factory=threading.Event)
+    """Set once this process is to stop: it serves on, but asks for no more requests."""
 
 
 async def _context(request: Request) -> Context:

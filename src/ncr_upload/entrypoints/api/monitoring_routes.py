@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from ncr_upload import __version__
 from ncr_upload.application import queries
 from ncr_upload.application.health import ServiceState, check_health, check_ready
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.api import models
 from ncr_upload.entrypoints.api.access import documented, is_allowed
 from ncr_upload.entrypoints.api.context import In, now
@@ -41,7 +42,9 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", response_model=models.Alive, responses=document("unavailable"), summary="Can it accept jobs?")
 async def readyz(api: In) -> dict[str, str]:
-    """200 when jobs can be accepted, which needs the database only; else 503."""
+    """200 when jobs can be accepted, which needs the database only; else 503. 503 too while this process is being stopped."""
+    if api.leaving.is_set():
+        raise Unavailable("leaving", "this process is being stopped", "Ask another one; what is sent here still works.")
     await check_ready(api.ports)
     return {"status": "ok", "timestamp": now()}
 

@@ -31,11 +31,11 @@ LITTLE_DISK_BYTES = 2 * 1024**3
 REFUSED = (401, 403)
 
 
-def make_checks(settings: Settings) -> dict[str, Check]:
+def make_checks(settings: Settings, *, before_upgrade: bool = False) -> dict[str, Check]:
     """By part. Each uses connections of its own and closes them."""
     return {
         "settings": lambda: _check_settings(settings),
-        "database": lambda: _check_database(settings),
+        "database": lambda: _check_database(settings, before_upgrade),
         "clock": lambda: _check_clock(settings),
         "redis": lambda: _check_redis(settings),
         "s3": lambda: _check_store(settings),
@@ -64,25 +64,32 @@ def _engine(settings: Settings) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _check_database(settings: Settings) -> Iterator[str | Doubt]:
+def _check_database(settings: Settings, before_upgrade: bool) -> Iterator[str | Doubt]:
     with _engine(settings) as engine:
         with translated_errors(engine), engine.connect().execution_options(**READ_ONLY) as connection:
             yield f"{describe_server(connection)} answers at {place_of(engine)}"
         with translated_errors(engine):
             revision, newest = current_revision(engine), newest_revision()
-        if revision is None or revision < newest:
-            raise Unavailable(
-                "database_schema", f"the ncr_* tables are at {revision or 'nothing'}, not at {newest}", "Run `ncr db upgrade`."
-            )
-        if revision > newest:
-            yield Doubt(
-                f"the ncr_* tables are at {revision}, newer than this release ({newest})",
-                "Fine while a newer release is being rolled out; else run that release here too.",
-            )
-        check_own_tables(engine)
-        yield f"the ncr_* tables are at {revision}"
+        yield from _check_own_tables(engine, revision, newest, before_upgrade)
         check_studio_tables(engine)
         yield "the studio's tables have every column that is read or written"
+
+
+def _check_own_tables(engine: Engine, revision: str | None, newest: str, before_upgrade: bool) -> Iterator[str | Doubt]:
+    behind = revision is None or revision < newest
+    told = f"the ncr_* tables are at {revision or 'nothing'}, not at {newest}"
+    if behind and before_upgrade:
+        yield f"{told}: the upgrade follows"
+        return
+    if behind:
+        raise Unavailable("database_schema", told, "Run `ncr db upgrade`.")
+    if revision != newest:
+        yield Doubt(
+            f"the ncr_* tables are at {revision}, newer than this release ({newest})",
+            "Fine while a newer release is being rolled out; else run that release here too.",
+        )
+    check_own_tables(engine)
+    yield f"the ncr_* tables are at {revision}"
 
 
 def _check_clock(settings: Settings) -> Iterator[str | Doubt]:

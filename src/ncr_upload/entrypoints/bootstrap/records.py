@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 import structlog
 from celery import Celery
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, select
 
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.redis_status import RedisStatusBoard
+from ncr_upload.adapters.sql.backup import Restored, restore_backup, write_backup
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, Tls, open_engine, translated_errors
 from ncr_upload.adapters.sql.history import SqlHistory
@@ -72,6 +74,18 @@ def read_revisions(settings: Settings) -> tuple[str | None, str]:
     """The revision the database is at and the one this release needs. Raises `Unavailable`."""
     with _migrating(settings) as engine:
         return current_revision(engine), newest_revision()
+
+
+def backup_ledger(settings: Settings, to: IO[bytes]) -> int:
+    """See `write_backup`. Raises `Unavailable`."""
+    with _migrating(settings) as engine:
+        return write_backup(engine, to, current_revision(engine))
+
+
+def restore_ledger(settings: Settings, source: IO[bytes]) -> Restored:
+    """See `restore_backup`. Raises `DeliveryError`."""
+    with _migrating(settings) as engine:
+        return restore_backup(engine, source, current_revision(engine))
 
 
 def wait_for_tables(settings: Settings) -> None:

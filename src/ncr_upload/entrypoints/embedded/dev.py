@@ -11,7 +11,9 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.domain.errors import DeliveryError
+from ncr_upload.entrypoints.embedded.endpoints import locate_bucket
 from ncr_upload.entrypoints.embedded.parts import PartMissing, Site
 from ncr_upload.entrypoints.embedded.samples import SEED_README_JOBS, arm_seed_readme_jobs
 from ncr_upload.entrypoints.embedded.sockets import LOOPBACK
@@ -96,8 +98,12 @@ class StopSignal:
 
 
 def _arm(site: Site) -> None:
-    for problem in arm_seed_readme_jobs(site):
-        say(f"warning: a sample job was not put in place: {problem}")
+    engine = open_engine(site.database_url, pool_size=1)
+    try:
+        for problem in arm_seed_readme_jobs(engine, locate_bucket(site)):
+            say(f"warning: a sample job was not put in place: {problem}")
+    finally:
+        engine.dispose()
 
 
 def _summary(stack: Stack, took_seconds: float) -> str:

