@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from ncr_upload.application.attempts import run_task
 from ncr_upload.application.crash_points import pass_by
+from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
 from ncr_upload.entrypoints.bootstrap import deliveries, records
@@ -88,8 +89,9 @@ class Workplace:
         assert found is not None
         return found
 
-    def sweep_staging(self, task: Task) -> None:
-        """What the sweeper has a worker do some seconds after a task has ended."""
+    def sweep(self, task: Task) -> None:
+        """What the sweeper does, or has a worker do, some seconds after a task has ended."""
+        sweep_workspaces(self.settings.work_dir, self.ports().pipeline.cleaning.find_statuses)
         with self.engine.begin() as connection:
             connection.execute(text("UPDATE ncr_jobs SET staging_due_at = 1 WHERE staging_due_at IS NOT NULL"))
         self.attempt(task)

@@ -445,6 +445,9 @@ def lose_claim_at(worker: Worker, point: str) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("point", ["lookup:after", "validate:after", "stage:after"])
+@fault(
+    "Worker: claim lost at any stage", injector="another claim", invariants="OP", outcome="stops; publishes and records nothing"
+)
 def test_a_worker_that_lost_its_claim_publishes_and_records_nothing(worker: Worker, point: str) -> None:
     settled = worker.run(lose_claim_at(worker, point))
     assert settled is not None
@@ -469,6 +472,12 @@ def test_a_worker_that_lost_its_claim_while_publishing_records_nothing_and_the_n
     assert len(worker.validator.asked) == 1
 
 
+@fault(
+    "SQL: away after the last publish",
+    injector="ledger twin",
+    invariants="LO",
+    outcome="not given up before an attempt has looked",
+)
 def test_a_package_that_may_be_visible_is_not_given_up_before_an_attempt_has_looked(worker: Worker) -> None:
     """The publish went through, the database was away ever since, and the attempts are spent."""
 

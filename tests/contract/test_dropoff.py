@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.application.ports import Dropoff, LocalFile
 from ncr_upload.domain.errors import DeliveryError, LeaseLost, Rejected, Unavailable
@@ -250,6 +251,7 @@ async def test_a_newer_attempt_takes_over_what_was_staged(place: Place, new: lis
     assert place.delivered() == NEW
 
 
+@fault("Worker: stale after a take-over", injector="two sessions", invariants="OP", outcome="fails; nothing visible changes")
 async def test_a_stale_attempt_can_neither_stage_nor_publish(place: Place, old: list[LocalFile], new: list[LocalFile]) -> None:
     await deliver(place, old, "before")
     async with place.dropoff.session() as stale, place.dropoff.session() as newer:
@@ -297,6 +299,12 @@ async def test_the_next_attempt_can_tell_whether_the_last_one_published(
         assert await session.is_published("task", 2) is published
 
 
+@fault(
+    "SFTP: crash between the two renames",
+    injector="the first rename only",
+    invariants="OPR",
+    outcome="the previous delivery is put back, then replaced",
+)
 async def test_a_crash_between_the_two_renames_is_healed_by_publishing_again(
     place: Place, old: list[LocalFile], new: list[LocalFile]
 ) -> None:
@@ -448,6 +456,7 @@ async def test_how_long_a_staging_folder_is_idle_is_told_by_the_servers_clock(re
     assert real.staged() == {"old-1", "busy-1"}
 
 
+@fault("SFTP: two workers adopt at once", injector="two sessions", invariants="OPR", outcome="one owner of the staging folder")
 async def test_two_attempts_at_once_leave_one_owner(real: Place, new: list[LocalFile]) -> None:
     """Both adopt at the same time, over and over; whoever still may publish is the newer one."""
     for turn in range(5):

@@ -87,6 +87,7 @@ async def refusal(dropoff: SftpDropoff) -> DeliveryError:
 # --- the pinned host key ----------------------------------------------------------------------------------------
 
 
+@fault("SFTP: no host key pinned", injector="no SFTP_HOST_KEY", invariants="LH", outcome="parked; nothing is sent")
 async def test_without_a_pin_nothing_is_sent(server: SftpServer) -> None:
     error = await refusal(open_dropoff(server, host_key=None))
     assert (type(error), error.code) == (DestinationParked, "host_key_unpinned")
@@ -107,6 +108,7 @@ async def test_a_pin_of_another_type_is_a_mismatch_too(server: SftpServer) -> No
     assert (await refusal(open_dropoff(server, host_key=other))).code == "host_key_mismatch"
 
 
+@fault("SFTP: impostor", injector="a server with another key", invariants="LH", outcome="parked; not even the login is tried")
 async def test_no_password_is_sent_to_a_host_with_another_key(tmp_path: Path) -> None:
     """A server that would take any login, and writes down whether one was tried."""
     tried: list[str] = []
@@ -154,6 +156,7 @@ async def test_a_pin_that_cannot_be_read_is_told(server: SftpServer, tmp_path: P
 # --- the login --------------------------------------------------------------------------------------------------
 
 
+@fault("SFTP: wrong password", injector="wrong SFTP_PASSWORD", invariants="LH", outcome="parked, naming the login")
 async def test_a_wrong_password_parks_the_destination_naming_the_login_not_the_password(server: SftpServer) -> None:
     error = await refusal(open_dropoff(server, password="not-the-password"))
     assert (type(error), error.code) == (DestinationParked, "login_refused")
@@ -229,6 +232,12 @@ async def test_a_server_that_is_down_is_unavailable_and_named(server: SftpServer
     assert f"127.0.0.1:{port}" in error.message
 
 
+@fault(
+    "SFTP: silent from the start",
+    injector="a socket that never answers",
+    invariants="L",
+    outcome="given up within the time-out",
+)
 async def test_a_server_that_never_speaks_is_given_up(server: SftpServer) -> None:
     silent = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(60), "127.0.0.1", 0)
     async with silent:
@@ -287,6 +296,7 @@ async def test_a_full_destination_is_parked(server: SftpServer, files: list[Loca
     assert list((server.folder / ".ncr-staging").iterdir()) == [], "jobs that wait for room must not keep it from each other"
 
 
+@fault("SFTP: failure without a reason", injector="SFTP server", invariants="LH", outcome="tried again, naming the file")
 async def test_a_failure_without_a_reason_is_tried_again(server: SftpServer, files: list[LocalFile]) -> None:
     server.fault("vague")
     with pytest.raises(Unavailable) as caught:
@@ -341,6 +351,12 @@ async def test_a_publish_that_fails_puts_the_previous_delivery_back(server: Sftp
     assert not (server.folder / "job-1" / "marker").exists()
 
 
+@fault(
+    "SFTP: links planted in staging",
+    injector="symbolic links",
+    invariants="OR",
+    outcome="never followed; nothing else is removed",
+)
 async def test_nothing_outside_the_staging_folder_is_ever_removed(server: SftpServer, files: list[LocalFile]) -> None:
     for name in ("other-job", "task-1", ".hidden"):
         (server.folder / name).mkdir()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fault_table import fault
 from ncr_upload.adapters import object_store
 from ncr_upload.adapters.object_store import S3ObjectStore
 from ncr_upload.application.ports import ObjectStore
@@ -134,6 +135,7 @@ async def error_of(store: S3ObjectStore, folder: Path) -> DeliveryError:
     return of_fetch.value
 
 
+@fault("S3: no such bucket", injector="wrong BUCKET_NAME", invariants="LH", outcome="refused, naming the bucket")
 async def test_a_missing_bucket_is_rejected_by_name(s3: S3Server, tmp_path: Path) -> None:
     error = await error_of(open_store(s3, bucket="elsewhere"), tmp_path)
     assert (type(error), error.code) == (Rejected, "bucket_missing")
@@ -141,6 +143,12 @@ async def test_a_missing_bucket_is_rejected_by_name(s3: S3Server, tmp_path: Path
 
 
 @pytest.mark.parametrize("wrong", [{"access_key": "wrong-access"}, {"secret_key": "wrong-secret-key"}])
+@fault(
+    "S3: wrong key",
+    injector="wrong access or secret key",
+    invariants="LH",
+    outcome="tried again; the settings to correct are named",
+)
 async def test_a_refused_access_key_is_told_with_the_settings_to_correct(
     s3: S3Server, tmp_path: Path, wrong: dict[str, str]
 ) -> None:
@@ -173,6 +181,7 @@ async def test_settings_for_other_aws_programs_are_not_used(s3: S3Server, monkey
     assert (await open_store(s3).stat("a.bin")).size == 7
 
 
+@fault("S3: connection refused", injector="closed port", invariants="LH", outcome="tried again, naming the endpoint")
 async def test_a_server_that_is_down_is_unavailable_and_named(s3: S3Server, tmp_path: Path) -> None:
     error = await error_of(open_store(s3, endpoint="http://127.0.0.1:1"), tmp_path)
     assert (type(error), error.code) == (Unavailable, "storage_unavailable")
@@ -203,6 +212,9 @@ def body(content: bytes, etag: str, announced: int | None = None) -> Answer:
     return Answer(200, content, {"ETag": f'"{etag}"', "Last-Modified": "Mon, 23 Nov 2026 10:00:00 GMT"}, announced)
 
 
+@fault(
+    "S3: bytes that differ from the ETag", injector="scripted answer", invariants="PR", outcome="fetched again; nothing is kept"
+)
 async def test_bytes_that_differ_from_the_md5_etag_are_not_kept(s3: S3Server, tmp_path: Path) -> None:
     with start_http(body(b"other", hashlib.md5(b"right").hexdigest())) as server:
         with pytest.raises(Unavailable) as caught:
@@ -219,6 +231,12 @@ async def test_an_etag_of_a_multipart_upload_is_no_md5(s3: S3Server, tmp_path: P
     assert fetched.etag.endswith("-2")
 
 
+@fault(
+    "S3: body that ends early",
+    injector="scripted answer",
+    invariants="PR",
+    outcome="resumed or fetched again; nothing partial is kept",
+)
 async def test_a_body_that_ends_early_is_never_taken_for_whole(s3: S3Server, tmp_path: Path) -> None:
     with start_http(body(b"half", "0123456789abcdef0123456789abcdef-2", announced=8)) as server, pytest.raises(Unavailable):
         await open_store(s3, endpoint=server.url).fetch("a.bin", tmp_path / "target", lambda _: None)
@@ -226,6 +244,12 @@ async def test_a_body_that_ends_early_is_never_taken_for_whole(s3: S3Server, tmp
 
 
 @pytest.mark.parametrize("replaced", [False, True])
+@fault(
+    "S3: ETag changed between two ranges",
+    injector="scripted answers",
+    invariants="P",
+    outcome="never put together from two objects",
+)
 async def test_a_cut_body_is_resumed_but_never_from_another_object(s3: S3Server, tmp_path: Path, replaced: bool) -> None:
     """The first answer ends half-way. The rest is asked for; meanwhile the object may have been replaced."""
     first, rest = body(b"AAAA", "a" * 32 + "-2", announced=8), body(b"BBBB", ("b" if replaced else "a") * 32 + "-2")

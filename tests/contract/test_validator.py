@@ -237,6 +237,7 @@ async def test_a_wish_that_cannot_be_read_is_none(scripted: Callable[..., HttpSe
     assert (await undecided(open_validator(scripted(answer)))).retry_after_seconds is None
 
 
+@fault("Validator: silence", injector="scripted answer", invariants="LH", outcome="no verdict within the time-out")
 async def test_silence_is_unknown_within_the_time_out(scripted: Callable[..., HttpServer]) -> None:
     error = await undecided(open_validator(scripted(Answer(delay_seconds=5)), timeout_seconds=1))
     assert "in time" in error.message
@@ -244,6 +245,7 @@ async def test_silence_is_unknown_within_the_time_out(scripted: Callable[..., Ht
 
 
 @pytest.mark.parametrize("answer", [Answer(cut=True), Answer(200, b'{"data":[', announced=100)])
+@fault("Validator: cut", injector="scripted answer", invariants="LO", outcome="no verdict")
 async def test_a_cut_connection_is_unknown(scripted: Callable[..., HttpServer], answer: Answer) -> None:
     assert (await undecided(open_validator(scripted(answer)))).code == "validator_undecided"
 
@@ -256,6 +258,7 @@ async def test_a_validator_that_cannot_be_reached_is_named(url: str) -> None:
     assert "VALIDATOR_API_URL" in error.next_step
 
 
+@fault("Validator: endless answer", injector="scripted answer", invariants="LR", outcome="no verdict; memory stays bounded")
 async def test_an_endless_answer_is_not_kept(scripted: Callable[..., HttpServer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_validator, "MAX_ANSWER_BYTES", 1000)
     error = await undecided(open_validator(scripted(said("Valid", padding="x" * 2000))))

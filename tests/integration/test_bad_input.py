@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import SecretStr
 
+from fault_table import fault
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded.product import Product
 from servers import free_port
@@ -153,6 +154,12 @@ def _wrong_validator_key(workplace: Workplace) -> None:
         (_validator_away, {"validator_undecided"}, "127.0.0.1"),
     ],
 )
+@fault(
+    "Any part: refused or away for ever",
+    injector="wrong settings, closed ports",
+    invariants="LOPRH",
+    outcome="fails; the previous delivery stays",
+)
 def test_a_part_that_refuses_or_is_away_ends_the_job_and_leaves_the_previous_delivery(
     workplace: Workplace, product: Product, spoil: Callable[[Workplace], None], codes: set[str], named: str
 ) -> None:
@@ -204,6 +211,7 @@ def test_a_fault_that_heals_is_retried_and_then_delivered(workplace: Workplace, 
 @pytest.mark.parametrize(
     ("short", "named"), [({"max_memory_usage_percent": 0.001}, "MAX_MEMORY_USAGE_PERCENT"), ({"free_disk": 0}, "WORK_DIR")]
 )
+@fault("Worker: no memory, no disk", injector="settings", invariants="LH", outcome="deferred, no attempt spent")
 def test_a_job_without_room_waits_unspent_and_then_goes_on(
     workplace: Workplace, product: Product, monkeypatch: pytest.MonkeyPatch, short: dict[str, float], named: str
 ) -> None:
@@ -234,6 +242,12 @@ def test_a_job_larger_than_the_whole_disk_is_refused_at_once(
     assert workplace.leftovers() == []
 
 
+@fault(
+    "Studio: upload withdrawn while the job runs",
+    injector="UPDATE job_details",
+    invariants="LOPR",
+    outcome="refused before the publish",
+)
 def test_an_upload_withdrawn_while_the_job_runs_is_not_published(workplace: Workplace, product: Product) -> None:
     workplace.place("withdrawn", product)
     (task,) = workplace.submit("withdrawn")
@@ -245,7 +259,7 @@ def test_an_upload_withdrawn_while_the_job_runs_is_not_published(workplace: Work
 
     ended = workplace.attempt(task, withdraw)
     assert (ended.status, ended.problem and ended.problem.code) == (Status.FAILED, "withdrawn")
-    workplace.sweep_staging(task)
+    workplace.sweep(task)
     assert workplace.leftovers() == []
     assert workplace.delivered("withdrawn") is None
     assert workplace.studio_rows("email") == []

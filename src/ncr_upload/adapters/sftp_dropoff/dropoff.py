@@ -129,7 +129,9 @@ class SftpSession:
 
     async def is_published(self, task_id: str, fence: int) -> bool:
         own = self._path(_name(task_id, fence))
-        return "package" not in await self._remote.entries(own)
+        published = "package" not in await self._remote.entries(own)
+        await self._remote.size(own)  # what was listed may have been renamed meanwhile, and be a newer attempt's by now
+        return published
 
     async def discard(self, task_id: str) -> None:
         """A delivery that was renamed aside for a package that never followed is put back first."""
