@@ -7,7 +7,7 @@ SEED   ?=
 TRIALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test chaos check format lock clean servers
+.PHONY: help setup demo dev test chaos check format docs lock clean servers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ check: $(READY) ## Format, lint, types and import contracts (under a minute)
 format: $(READY) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: $(READY) ## Draw the tables of docs/ that come from the tests
+	@$(BIN)/python scripts/reliability_table.py
 
 lock: $(READY) ## Re-lock the dependencies (scripts/lock.sh --upgrade for the newest)
 	@scripts/lock.sh

@@ -534,12 +534,12 @@ class MemoryLedger:
             known.parked = replace(known.parked, probe_at=1.0)
 
     def set_time(self, column: str, task_id: str) -> None:
-        """A column that holds a time, to long ago."""
+        """A column that holds a time, to long ago, if it is set."""
         row = self._rows[task_id]
-        if hasattr(row, column):
-            setattr(row, column, 1.0)
-        else:
+        if not hasattr(row, column):
             row.task = replace(row.task, **{column: 1.0})
+        elif getattr(row, column) is not None:
+            setattr(row, column, 1.0)
 
     # --- inside
 

@@ -31,7 +31,7 @@ class Ledger:
     history: History
     make_probe_due: Callable[[], None]
     set_time: Callable[[str, str], None]
-    """Sets a column that holds a time to long ago, for the task with this id."""
+    """Sets a column that holds a time to long ago, for the task with this id; NULL stays."""
 
     def accept(self, *job_ids: str, batch_id: str | None = None, release: int = 100) -> list[Task]:
         accepted = self.submissions.accept([NewJob(j, "ann", "spring") for j in job_ids], batch_id=batch_id, release=release)
@@ -77,7 +77,7 @@ def sql_ledger(engine: Engine) -> Ledger:
         SqlDuties(engine),
         SqlHistory(engine),
         lambda: run("UPDATE ncr_parked_destinations SET probe_at = 1 WHERE destination <> :t", ""),
-        lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t", task_id),
+        lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t AND {column} IS NOT NULL", task_id),
     )
 
 

@@ -79,8 +79,9 @@ def test_a_numeric_job_id_column_matches_only_the_very_same_text(engine: Engine,
         connection.execute(text(f"CREATE TABLE job_details ({columns})"))
         connection.execute(text("INSERT INTO job_details VALUES (1, 12, 'SKU1', 'Active', 1)"))
     assert catalogue.find_job("12", None).sku == "SKU1"
-    with pytest.raises(Rejected):
-        catalogue.find_job("12.0", None)
+    for coerced in ("12.0", "12/../x", "12abc", " 12", "012", "0xC"):
+        with pytest.raises(Rejected):
+            catalogue.find_job(coerced, None)
 
 
 def test_only_base_files_of_the_job_are_listed(engine: Engine, catalogue: SqlCatalogue) -> None:
@@ -121,6 +122,25 @@ def test_times_are_written_in_the_studios_zone_to_the_second(engine: Engine, cat
         written = str(connection.execute(text("SELECT timestamp FROM history_log")).scalar_one())
     after = datetime.now(NEW_YORK).replace(tzinfo=None)
     assert before <= datetime.strptime(written, "%Y-%m-%d %H:%M:%S") <= after  # noqa: DTZ007 - local by contract
+
+
+@pytest.mark.parametrize(
+    ("seconds", "local"),
+    [
+        (1772953199, "2026-03-08 01:59:59"),
+        (1772953200, "2026-03-08 03:00:00"),  # the clock is put forward
+        (1793511000, "2026-11-01 01:30:00"),
+        (1793514600, "2026-11-01 01:30:00"),  # it is put back, and the hour comes twice
+        (1793518200, "2026-11-01 02:30:00"),
+    ],
+)
+def test_at_the_change_to_and_from_summer_time_the_studios_clock_is_written(
+    engine: Engine, catalogue: SqlCatalogue, monkeypatch: pytest.MonkeyPatch, seconds: float, local: str
+) -> None:
+    monkeypatch.setattr(studio, "read_now", lambda _: seconds)
+    with engine.begin() as connection:
+        catalogue.delivered(TASK, "SKU1")(connection)
+        assert str(connection.execute(text("SELECT timestamp FROM history_log")).scalar_one()) == local
 
 
 def test_the_newest_verdict_replaces_the_one_before(engine: Engine, catalogue: SqlCatalogue) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,31 @@ async def test_a_server_in_trouble_is_unavailable(s3: S3Server, tmp_path: Path, 
     assert (type(error), error.code) == (Unavailable, "storage_unavailable")
     if b"SlowDown" in answer.body:
         assert "SlowDown" in error.message
+
+
+@fault("S3: silent", injector="HTTP server that stalls", invariants="L", outcome="given up; the job is retried")
+@pytest.mark.parametrize("stall", [{"delay_seconds": 5}, {"drip_seconds": 5}], ids=["no answer", "half a body"])
+async def test_a_storage_that_falls_silent_is_given_up(
+    s3: S3Server, tmp_path: Path, stall: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "RETRY_SECONDS", 1)
+    with start_http(replace(body(b"content", "e1"), **stall)) as server:
+        store = open_store(s3, endpoint=server.url, read_timeout_seconds=0.5)
+        async with asyncio.timeout(60):
+            with pytest.raises(Unavailable):
+                await store.fetch("a.bin", tmp_path / "target", lambda _: None)
+    assert names_in(tmp_path) == []
+
+
+async def test_what_a_storage_tells_of_a_signature_stays_out_of_the_message(s3: S3Server, tmp_path: Path) -> None:
+    told = (
+        b"<Error><Code>SignatureDoesNotMatch</Code><Message>The signature does not match.</Message><AWSAccessKeyId>AK-1"
+        b"</AWSAccessKeyId><StringToSign>AWS4-HMAC-SHA256 x</StringToSign><SignatureProvided>f00d</SignatureProvided></Error>"
+    )
+    with start_http(Answer(403, told)) as server:
+        error = await error_of(open_store(s3, endpoint=server.url), tmp_path)
+    for secret in ("AWS4-HMAC-SHA256", "f00d", "AK-1", s3.secret_key):
+        assert secret not in str(error)
 
 
 def body(content: bytes, etag: str, announced: int | None = None) -> Answer:

@@ -77,6 +77,18 @@ def test_the_recorded_package_is_the_last_one_recorded(ledger: Ledger, engine: E
         assert [tuple(row) for row in found] == [(f.target, f.size, f.sha256, f.crc32, f.etag) for f in package]
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_a_batch_that_breaks_half_way_leaves_nothing_of_itself(ledger: Ledger, engine: Engine) -> None:
+    broken = "CREATE TRIGGER broken BEFORE INSERT ON ncr_jobs WHEN NEW.job_id = 'job-7' BEGIN SELECT RAISE(FAIL, 'no'); END"
+    with engine.begin() as connection:
+        connection.execute(text(broken))
+    with pytest.raises(Unavailable):
+        ledger.accept(*(f"job-{number}" for number in range(10)), batch_id="b1")
+    with engine.connect() as connection:
+        for table in ("ncr_jobs", "ncr_batches", "ncr_events"):
+            assert connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() == 0
+
+
 @fault(
     "Ledger: a held job cancelled while the sweeper releases it",
     injector="open transaction",

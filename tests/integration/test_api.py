@@ -104,6 +104,16 @@ def test_a_view_left_in_redis_never_contradicts_an_ended_task(site: Site) -> Non
     assert site.http.get(f"/job-status/{task_id}").json()["status"] == "failed"
 
 
+@pytest.mark.parametrize("end", [None, Status.FAILED, Status.VALIDATION_FAILED, Status.CANCELLED])
+def test_every_task_ever_accepted_is_shown_with_redis_away(site: Site, end: Status | None) -> None:
+    task_id = site.submit()
+    if end is not None:
+        site.claims.finish(site.claim(task_id), status=end, stage=Stage.VALIDATE, message="no", problem=None)
+    site.board.away = True
+    shown = site.http.get(f"/job-status/{task_id}")
+    assert (shown.status_code, shown.json()["status"]) == (200, end or "pending")
+
+
 def test_an_id_never_issued_is_404(site: Site) -> None:
     for unknown in (NEVER, "x", "%00", "..%2f", "é", "' OR 1=1", NEVER.upper() + "A"):
         assert site.http.get(f"/job-status/{unknown}").status_code == 404
