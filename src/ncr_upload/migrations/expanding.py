@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ncr_upload.migrations.apply import REVISIONS
 
-ADDING = frozenset({"create_table", "create_index", "add_column"})
+ADDING = frozenset({"create_table", "create_index", "add_column", "get_bind"})
 
 
 def pending_revisions(current: str | None) -> list[Path]:

@@ -17,7 +17,17 @@ from sqlalchemy import Connection, Engine, Table, insert, select
 
 from ncr_upload.adapters.sql.engine import translated_errors
 from ncr_upload.adapters.sql.rows import read_now, write_event
-from ncr_upload.adapters.sql.tables import batches, conflicts, duties, events, files, idempotency, jobs, parked_destinations
+from ncr_upload.adapters.sql.tables import (
+    batches,
+    conflicts,
+    duties,
+    events,
+    files,
+    idempotency,
+    jobs,
+    parked_destinations,
+    workers,
+)
 from ncr_upload.domain.errors import Rejected
 from ncr_upload.domain.jobs import LIVE, Status
 
@@ -31,7 +41,7 @@ KEYED = {jobs: "task_id", batches: "batch_id", idempotency: "idempotency_key"}
 """Saved by this key: a row whose key the ledger still has stays as it is, being the newer."""
 CHILDREN = {events: (jobs, "task_id"), files: (jobs, "task_id"), conflicts: (batches, "batch_id")}
 """Come back with their parent."""
-LEFT_OUT = frozenset({parked_destinations, duties})
+LEFT_OUT = frozenset({parked_destinations, duties, workers})
 """Found out anew."""
 
 
