@@ -186,6 +186,12 @@ def test_the_status_board_shows_each_stage_while_it_lasts(worker: Worker, point:
     assert worker.task.status is Status.COMPLETED
 
 
+@fault(
+    "Redis: away during an attempt",
+    injector="twin that raises",
+    invariants="LOS",
+    outcome="delivered; the status comes from SQL",
+)
 def test_without_redis_the_job_is_delivered_all_the_same(worker: Worker) -> None:
     worker.board.away = True
     worker.run()
@@ -356,6 +362,12 @@ def die_often(worker: Worker, point: str, times: int) -> None:
         worker.ledger.set_time("claimable_at", worker.task_id)
 
 
+@fault(
+    "Worker: dead after the publish of its last attempt",
+    injector="lease run out",
+    invariants="LOH",
+    outcome="looked for, found, and recorded as delivered",
+)
 def test_a_delivered_job_whose_worker_died_in_every_attempt_is_found_delivered(worker: Worker) -> None:
     die_often(worker, "publish:after", 1)
     die_often(worker, "record:before", 2)
@@ -457,6 +469,12 @@ def test_a_worker_that_lost_its_claim_publishes_and_records_nothing(worker: Work
 
 
 @pytest.mark.parametrize("point", ["publish:before", "publish:after", "record:before"])
+@fault(
+    "Worker: stale while it publishes",
+    injector="claim taken over at a crash point",
+    invariants="LOPH",
+    outcome="the next attempt finds it published and records it, once",
+)
 def test_a_worker_that_lost_its_claim_while_publishing_records_nothing_and_the_next_finds_it_published(
     worker: Worker, point: str
 ) -> None:
@@ -496,6 +514,12 @@ def test_a_package_that_may_be_visible_is_not_given_up_before_an_attempt_has_loo
 
 
 @pytest.mark.parametrize("point", ["lookup:after", "download:before", "validate:after", "stage:before", "stage:after"])
+@fault(
+    "Caller: cancel at each stage",
+    injector="cancel at a crash point",
+    invariants="LOPRH",
+    outcome="stops there; nothing delivered, nothing left",
+)
 def test_a_cancelled_job_stops_at_any_stage_before_its_publish(worker: Worker, point: str) -> None:
     def cancel(reached: str) -> None:
         if reached == point:
@@ -507,6 +531,12 @@ def test_a_cancelled_job_stops_at_any_stage_before_its_publish(worker: Worker, p
     assert "delivered" not in worker.catalogue.written
 
 
+@fault(
+    "Caller: cancel during a long download",
+    injector="cancel while a part answers nothing",
+    invariants="LRH",
+    outcome="stops within LEASE_RENEW_SECONDS",
+)
 def test_a_cancel_is_heard_while_the_attempt_is_busy(worker: Worker) -> None:
     """Within one renewal, not at the end of the stage: here the validator never answers."""
     worker.lease_renew_seconds = 0.05
@@ -522,6 +552,12 @@ def test_a_cancel_is_heard_while_the_attempt_is_busy(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("point", ["publish:before", "publish:after", "record:before"])
+@fault(
+    "Caller: cancel against the publish",
+    injector="cancel at a crash point",
+    invariants="LOPH",
+    outcome="told that it is too late; delivered and recorded",
+)
 def test_a_cancel_against_the_finish_comes_too_late(worker: Worker, point: str) -> None:
     def cancel(reached: str) -> None:
         if reached == point:
@@ -531,6 +567,12 @@ def test_a_cancel_against_the_finish_comes_too_late(worker: Worker, point: str) 
     assert worker.task.status is Status.COMPLETED
 
 
+@fault(
+    "Caller: cancel while the worker is dead",
+    injector="cancel before the lease has run out",
+    invariants="LOPH",
+    outcome="the next claim cancels it",
+)
 def test_a_job_cancelled_while_its_worker_was_dead_is_cancelled_by_the_next(worker: Worker) -> None:
     assert worker.ledger.claim(worker.task_id, "dead", 20) is not None
     worker.ledger.cancel(worker.task_id)

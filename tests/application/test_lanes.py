@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from fault_table import fault
 from ncr_upload.application.lanes import Lane
 from ncr_upload.domain.errors import Unavailable
 
@@ -21,6 +22,12 @@ def test_a_call_returns_what_it_returns_and_raises_what_it_raises() -> None:
     asyncio.run(run())
 
 
+@fault(
+    "API: a part that never answers",
+    injector="call that hangs",
+    invariants="A",
+    outcome="told in time, by name; other parts are asked as ever",
+)
 def test_a_frozen_part_is_unavailable_by_name_and_another_lane_goes_on() -> None:
     thaw = threading.Event()
 

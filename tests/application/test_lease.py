@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fault_table import fault
 from ledger_twin import MemoryLedger
 from ncr_upload.application.lease import Lease
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
@@ -57,6 +58,12 @@ def test_a_lost_or_cancelled_claim_is_told_at_once_and_at_every_check(ledger: Me
     assert told == [1]
 
 
+@fault(
+    "Worker: the database is away while its lease runs",
+    injector="twin that raises",
+    invariants="LO",
+    outcome="stops before its next outside effect",
+)
 def test_a_claim_that_cannot_be_renewed_is_lost_when_its_time_is_up(ledger: MemoryLedger) -> None:
     class Away:
         def renew(self, _: Claim) -> None:

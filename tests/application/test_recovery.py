@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fault_table import fault
 from ledger_twin import MemoryJobQueue, MemoryLedger, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.application import recovery
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
@@ -49,6 +50,12 @@ def accept(ledger: MemoryLedger, now: list[float], job_id: str) -> str:
     return tasks[0].task_id
 
 
+@fault(
+    "Worker: dead while the queue is never empty",
+    injector="lease run out behind waiting messages",
+    invariants="L",
+    outcome="rung for before all that waits",
+)
 def test_a_job_whose_worker_died_is_rung_for_while_newer_ones_keep_the_queue_busy(
     ledger: MemoryLedger, queue: MemoryJobQueue, sweep_once: Callable[[], list[str]], now: list[float]
 ) -> None:
@@ -85,6 +92,12 @@ def test_a_task_whose_message_waits_is_not_rung_for_again(
     assert sweep_once() == []
 
 
+@fault(
+    "Redis: a ring lost behind a long queue",
+    injector="message dropped",
+    invariants="LS",
+    outcome="the oldest are rung for first",
+)
 def test_a_job_whose_ring_was_lost_is_rung_for_behind_more_waiting_ones_than_one_sweep_lists(
     ledger: MemoryLedger,
     queue: MemoryJobQueue,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.application.doorbell import WAITING_RINGS, Doorbell
 from ncr_upload.application.submissions import (
@@ -119,6 +120,7 @@ def test_jobs_named_twice_are_found_with_both_positions() -> None:
     assert find_repeated(jobs) == [Repeated("a", 0, 2), Repeated("a", 0, 4)]
 
 
+@fault("API: Redis away at a submit", injector="twin that raises", invariants="LSA", outcome="accepted; the sweeper rings")
 def test_a_job_is_accepted_while_redis_is_away(desk: Desk) -> None:
     desk.queue.away = desk.board.away = True
     (task,) = accepted(desk.submit()).tasks
@@ -127,6 +129,9 @@ def test_a_job_is_accepted_while_redis_is_away(desk: Desk) -> None:
     assert desk.queue.rung == []
 
 
+@fault(
+    "API: Redis frozen at a submit", injector="twin that hangs", invariants="LSA", outcome="accepted at once; the sweeper rings"
+)
 def test_a_frozen_queue_holds_no_submit_up(desk: Desk) -> None:
     desk.queue.thawed.clear()
     job_ids = [f"job-{n}" for n in range(WAITING_RINGS + 10)]  # more than may wait to be rung for

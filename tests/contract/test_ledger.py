@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fault_table import fault
 from ledgers import Ledger
 from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -46,6 +47,12 @@ def test_job_ids_that_differ_in_case_are_different_jobs(ledger: Ledger) -> None:
     assert len(ledger.accept("job-a", "JOB-A")) == 2
 
 
+@fault(
+    "Caller: the same job many times at once",
+    injector="threads",
+    invariants="LO",
+    outcome="one is accepted, the others are told its task",
+)
 def test_of_many_submits_at_once_exactly_one_is_accepted(ledger: Ledger) -> None:
     answers: list[Any] = []
     start = threading.Barrier(12)
@@ -73,6 +80,7 @@ def test_a_claim_is_exclusive_until_its_lease_ends(ledger: Ledger) -> None:
     assert (second.fence, second.task.attempt) == (first.fence + 1, 2)
 
 
+@fault("Redis: one message given to many workers", injector="threads", invariants="O", outcome="one has the claim")
 def test_of_many_claims_at_once_exactly_one_wins(ledger: Ledger) -> None:
     (task,) = ledger.accept("job-1")
     won: list[Claim] = []
@@ -101,6 +109,7 @@ def test_a_renewed_lease_lasts_from_now(ledger: Ledger) -> None:
     assert ledger.claims.claim(task.task_id, "w2", 20) is None
 
 
+@fault("Worker: stale, every write", injector="claim taken over", invariants="OS", outcome="refused, nothing changed")
 def test_a_stale_worker_can_write_nothing(ledger: Ledger) -> None:
     (task,) = ledger.accept("job-1")
     stale = ledger.claim(task)
@@ -128,6 +137,7 @@ def test_a_stale_worker_can_write_nothing(ledger: Ledger) -> None:
     assert ledger.status(task) is Status.PROCESSING
 
 
+@fault("Database: the answer to a finish lost", injector="the same call again", invariants="OH", outcome="recorded once")
 def test_a_finish_repeated_after_a_lost_answer_records_once(ledger: Ledger) -> None:
     (task,) = ledger.accept("job-1")
     claim = ledger.uploading(task)
@@ -320,6 +330,12 @@ def test_a_repeated_batch_is_answered_with_its_first_batch(ledger: Ledger) -> No
     assert ledger.submissions.batch("b2", limit=9, cursor=None) is None
 
 
+@fault(
+    "Caller: the same Idempotency-Key many times at once",
+    injector="threads",
+    invariants="LO",
+    outcome="one is accepted, all get its answer",
+)
 def test_of_many_repeats_at_once_one_task_is_accepted(ledger: Ledger) -> None:
     answers: list[list[str]] = []
     start = threading.Barrier(12)
