@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from ncr_upload.application.attempts import run_task
 from ncr_upload.application.crash_points import pass_by
+from ncr_upload.application.duties import run_duty
 from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
@@ -99,6 +100,13 @@ class Workplace:
     def sweep_work_dir(self, work_dir: Path) -> list[str]:
         """What the main process of a worker with this WORK_DIR does every few seconds."""
         return records.sweep_work_dir(self.settings.model_copy(update={"work_dir": work_dir}))
+
+    def probe(self) -> None:
+        """What the sweeper has one worker do when the probe of a parked destination is due."""
+        with self.engine.begin() as connection:
+            connection.execute(text("UPDATE ncr_parked_destinations SET probe_at = 1"))
+        options, ports = deliveries.make_worker_options(self.settings, "test-worker"), self.ports()
+        run_duty("probe", ports.pipeline, ports.duties, options.parking, options.janitor)
 
     def ports(self) -> Any:
         return deliveries.make_worker_ports(self.settings)

@@ -49,12 +49,13 @@ def assert_waits(workplace: Workplace, task: Task, error_class: str, code: str, 
     """Put back for this reason, which its history tells; nothing visible."""
     assert (task.status, task.problem and task.problem.code) == (Status.PENDING, code), task.message
     assert task.attempt == (0 if error_class == "parked" else 1)
-    assert_told(workplace, task, error_class, *cause, "attempt 1 of 3", "next try in")
+    assert_told(workplace, task, error_class, *cause, "attempt 1 of 3", f"next {'probe' if error_class == 'parked' else 'try'}")
     assert workplace.delivered(task.job_id) is None
     assert recorded(workplace)["email"] == 0
 
 
 def deliver_when_mended(workplace: Workplace, task: Task, product: Product, *, spent: int) -> None:
+    workplace.probe()
     workplace.let_time_pass()
     assert_delivered_once(workplace, workplace.attempt(task), product, spent=spent)
 

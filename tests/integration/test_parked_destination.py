@@ -10,13 +10,10 @@ from pathlib import Path
 
 import asyncssh
 import pytest
-from sqlalchemy import text
 
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
-from ncr_upload.application.duties import run_duty
 from ncr_upload.domain.jobs import Status
-from ncr_upload.entrypoints.bootstrap import deliveries
 from ncr_upload.entrypoints.embedded.product import Product
 from parts import miss
 from servers import SftpServer, start_sshd
@@ -101,15 +98,6 @@ def partner(request: pytest.FixtureRequest, workplace: Workplace, tmp_path: Path
         yield found
 
 
-def probe(workplace: Workplace) -> None:
-    """What the sweeper has one worker do when the probe is due."""
-    with workplace.engine.begin() as connection:
-        connection.execute(text("UPDATE ncr_parked_destinations SET probe_at = 1"))
-    options = deliveries.make_worker_options(workplace.settings, "test-worker")
-    ports = workplace.ports()
-    run_duty("probe", ports.pipeline, ports.duties, options.parking, options.janitor)
-
-
 @pytest.mark.parametrize(
     ("partner", "jobs", "code"),
     [
@@ -151,14 +139,14 @@ def test_while_a_destination_is_parked_only_the_probes_touch_it_and_all_jobs_go_
     assert partner.logins == 1, "only the first job met the destination"
     assert [any("downloading" in line for line in workplace.history(task)) for task in tasks] == [True] + [False] * (jobs - 1)
 
-    probe(workplace)
+    workplace.probe()
     assert partner.logins == 2
     workplace.let_time_pass()
     assert workplace.attempt(tasks[-1]).status is Status.PENDING
     assert partner.logins == 2
 
     partner.mend()
-    probe(workplace)
+    workplace.probe()
     assert partner.logins == 3
     for task in tasks:
         assert "works again" in workplace.history(task)[-1]
