@@ -622,3 +622,24 @@ def test_the_janitor_leaves_a_parked_destination_alone(worker: Worker) -> None:
     with pytest.raises(DestinationParked):
         run_duty("janitor", worker.ports(), worker.ledger, PARKING, JANITOR)
     assert worker.dropoff.logins == 0
+
+
+def test_for_want_of_disk_what_other_tasks_keep_goes_before_a_job_is_deferred(worker: Worker) -> None:
+    other = worker.work_dir / "00000000-0000-0000-0000-000000000000-1"
+    other.mkdir(parents=True)
+    worker.host.free_disk = lambda _: 0 if other.exists() else 10**12  # type: ignore[method-assign]
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.nothing_left()
+
+
+def test_a_job_that_no_removal_makes_room_for_is_deferred_and_keeps_what_it_has(worker: Worker) -> None:
+    worker.validator.answers = [AWAY]
+    worker.run()
+    worker.host.free_disk = lambda _: 0  # type: ignore[method-assign]
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.store.objects["a/renders/front.jpg"] += b"replaced"
+    worker.run()
+    assert worker.task.problem is not None
+    assert worker.task.problem.code == "disk_short"
+    assert len(list(worker.work_dir.glob("*/*.json"))) == len(OBJECTS) - 1
