@@ -365,6 +365,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
         self.ledger.claims.finish(claim, status=status, stage=Stage.DONE, message="", problem=None, also=record)
 
+    @rule(claim=claims, times=st.integers(1, 2))
+    def deliver(self, claim: Claim, times: int) -> None:
+        """The whole way; its staging stays behind, and whoever had the task before comes back."""
+        self.upload_and_announce_publish(claim)
+        self.finish(claim, Status.FAILED, breaks=False, times=times)
+        self.let_time_pass(claim.task.task_id)
+        self.write_under_every_claim_that_was_lost()
+
     @staticmethod
     def _illegal(task: Expected, status: Status) -> set[type[Exception]]:
         return set() if task.may_become(status) else {LeaseLost}
@@ -529,7 +537,7 @@ def open_kind(kind: str, databases: Databases, folder: Path) -> Iterator[Callabl
         engine.dispose()
 
 
-BOOKS = {"memory": 60, "sqlite": 12, "postgresql": 4, "mariadb": 4}
+BOOKS = {"memory": 60, "sqlite": 16, "postgresql": 4, "mariadb": 4}
 """How many examples each kind gets, of 40 steps each. `LEDGER_EXAMPLES=2000` searches for longer."""
 
 
