@@ -16,6 +16,7 @@ from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.application.ports import Verdict
 from ncr_upload.domain.errors import Rejected
 from ncr_upload.domain.jobs import Stage, Status, Task
+from ncr_upload.domain.selection import select_files
 from studio_rows import put, put_job, rows
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -71,17 +72,86 @@ def test_two_active_skus_are_refused_naming_both(engine: Engine, catalogue: SqlC
     assert refused.value.code == "sku_ambiguous"
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "mariadb"], indirect=True)  # PostgreSQL compares no number with text
-def test_a_numeric_job_id_column_matches_only_the_very_same_text(engine: Engine, catalogue: SqlCatalogue) -> None:
+def remake(engine: Engine, table: str, columns: str, *rows: str) -> None:
+    """The studio's table as some studio may have made it."""
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE job_details"))
-        columns = "id INT PRIMARY KEY, job_id INT, sku_id VARCHAR(9), status VARCHAR(9), is_uploaded INT"
-        connection.execute(text(f"CREATE TABLE job_details ({columns})"))
-        connection.execute(text("INSERT INTO job_details VALUES (1, 12, 'SKU1', 'Active', 1)"))
-    assert catalogue.find_job("12", None).sku == "SKU1"
-    for coerced in ("12.0", "12/../x", "12abc", " 12", "012", "0xC"):
-        with pytest.raises(Rejected):
-            catalogue.find_job(coerced, None)
+        connection.execute(text(f"DROP TABLE {table}"))
+        connection.execute(text(f"CREATE TABLE {table} ({columns})"))
+        for row in rows:
+            connection.execute(text(f"INSERT INTO {table} VALUES ({row})"))
+
+
+DETAILS = (
+    "id INT PRIMARY KEY, job_id {kind}, sku_id VARCHAR(9), status VARCHAR(9), is_reviewed INT, is_uploaded INT, "
+    "job_status VARCHAR(20), upload_count INT, uploadTime {time}, updateTime {time}, campaign VARCHAR(20)"
+)
+
+
+@pytest.mark.parametrize("kind", ["INT", "BIGINT", "NUMERIC(20)"])
+def test_a_numeric_job_id_column_matches_only_the_very_same_text(engine: Engine, catalogue: SqlCatalogue, kind: str) -> None:
+    time = "TIMESTAMP" if engine.dialect.name == "postgresql" else "DATETIME"
+    row = "1, 12, 'SKU1', 'Active', 0, 1, NULL, NULL, NULL, NULL, 'spring'"
+    remake(engine, "job_details", DETAILS.format(kind=kind, time=time), row)
+    remake(engine, "model_validation", f"job_id {kind} UNIQUE, response INT, json TEXT")
+    assert catalogue.find_job("12", 1).sku == "SKU1"
+    for other in ("12.0", "012", "12abc", "12/../x", " 12", "0xC", "99999999999999999999"):
+        with pytest.raises(Rejected) as refused:
+            catalogue.find_job(other, None)
+        assert refused.value.code == "sku_not_found"
+    with engine.begin() as connection:
+        catalogue.judged(replace(TASK, job_id="12"), Verdict(True, "Valid", 200, "{}"))(connection)
+        catalogue.delivered(replace(TASK, job_id="12x"), "SKU1")(connection)
+        assert connection.execute(text("SELECT is_uploaded FROM job_details")).scalar_one() == 1
+        catalogue.delivered(replace(TASK, job_id="12"), "SKU1")(connection)
+        assert connection.execute(text("SELECT upload_count, is_uploaded FROM job_details")).one() == (1, 0)
+
+
+def test_jobs_whose_ids_differ_only_in_case_are_different_jobs(engine: Engine, catalogue: SqlCatalogue) -> None:
+    """Most of MySQL's collations take them for one; and so may the studio's own unique key, where the newest wins."""
+    put_job(engine, "ABC", sku="UPPER")
+    put_job(engine, "abc", sku="lower")
+    for job_id, path in (("ABC", "A.glb"), ("abc", "a.glb")):
+        put(engine, studio.job_files, job_id=job_id, file_path=path, file_type="base", timestamp=datetime(2026, 11, 1))  # noqa: DTZ001
+    assert (catalogue.find_job("ABC", None).sku, catalogue.find_job("abc", None).sku) == ("UPPER", "lower")
+    assert [file.key for file in catalogue.list_files("abc")] == ["a.glb"]
+    with engine.begin() as connection:
+        for job_id in ("ABC", "abc"):
+            catalogue.judged(replace(TASK, job_id=job_id), Verdict(True, "Valid", 200, f'{{"of": "{job_id}"}}'))(connection)
+        catalogue.delivered(replace(TASK, job_id="abc"), "lower")(connection)
+    assert {row["job_id"]: row["is_uploaded"] for row in rows(engine, studio.job_details)} == {"ABC": 1, "abc": 0}
+    verdicts = rows(engine, studio.model_validation)
+    assert any("abc" in str(row["json"]) for row in verdicts)  # PostgreSQL hands over the text as it is
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_columns_that_were_made_without_quotes_are_found_in_lower_case(engine: Engine, catalogue: SqlCatalogue) -> None:
+    remake(engine, "job_details", DETAILS.format(kind="VARCHAR(20)", time="TIMESTAMP"))
+    put_values = "1, 'job-1', 'SKU1', 'Active', 0, 1, NULL, 2, NULL, NULL, 'spring'"
+    with engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO job_details VALUES ({put_values})"))
+        catalogue.delivered(TASK, "SKU1")(connection)
+        assert connection.execute(text("SELECT uploadtime IS NOT NULL FROM job_details")).scalar_one()
+
+
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True)
+def test_a_zero_date_is_no_time_and_the_row_is_named(engine: Engine, catalogue: SqlCatalogue) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("SET SESSION sql_mode = ''"))
+        connection.execute(
+            text("INSERT INTO job_files (job_id, file_path, file_type, timestamp) VALUES ('job-1', 'a.glb', 'base', '0000')")
+        )
+    with pytest.raises(Rejected, match=r"a\.glb.*0000-00-00") as refused:
+        select_files(catalogue.list_files("job-1"), "latest_date", job_id="job-1")
+    assert refused.value.code == "timestamp_invalid"
+    assert len(select_files(catalogue.list_files("job-1"), "all", job_id="job-1").files) == 1
+
+
+def test_every_character_of_a_name_is_kept(engine: Engine, catalogue: SqlCatalogue) -> None:
+    put_job(engine, "job-1")
+    with engine.begin() as connection:
+        catalogue.delivered(replace(TASK, username="ann 🚀 Ω", campaign="été 🎄"), "SKU1")(connection)
+    assert [row["action_by"] for row in rows(engine, studio.history_log)] == ["ann 🚀 Ω"]
+    assert [row["campagin"] for row in rows(engine, studio.email)] == ["été 🎄"]
 
 
 def test_only_base_files_of_the_job_are_listed(engine: Engine, catalogue: SqlCatalogue) -> None:

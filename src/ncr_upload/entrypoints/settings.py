@@ -65,6 +65,9 @@ class Settings(BaseSettings):
         None, description="PEM file with this client's certificate, where the server asks for one."
     )
     db_ssl_key: Path | None = None
+    catalogue_sql: Path | None = Field(
+        None, description="File of statements that stand for the studio's usual tables (docs/catalogue_sql.md)."
+    )
     migrate_on_start: bool = Field(True, description="Bring the service's own tables up to date when a process starts.")
 
     # Object storage

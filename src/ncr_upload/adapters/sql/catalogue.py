@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    Update,
     cast,
     func,
     insert,
@@ -27,9 +28,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
 from ncr_upload.adapters.sql.rows import read_now
+from ncr_upload.adapters.sql.studio_tables import adapt_tables, is_job, job_value
 from ncr_upload.application.ports import Recording, StudioJob, Verdict
 from ncr_upload.domain.errors import Rejected
 from ncr_upload.domain.jobs import Task
@@ -98,52 +101,54 @@ class SqlCatalogue:
     def __init__(self, engine: Engine, zone: ZoneInfo) -> None:
         self._engine = engine
         self._zone = zone
+        self._adapted: dict[str, Table] | None = None
 
     def find_job(self, job_id: str, row_id: int | None) -> StudioJob:
         """See `Catalogue.find_job`."""
-        query = select(job_details.c.id, job_details.c.job_id, job_details.c.sku_id, job_details.c.is_uploaded).where(
-            job_details.c.job_id == job_id, job_details.c.status == "Active"
-        )
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
-            found = connection.execute(query).all()
-        # A numeric column would let the database take '12x' for 12; only the very same text is the job.
-        rows = [row for row in found if str(row.job_id) == job_id]
+            rows = self.read_rows(connection, job_id)
         if row_id is not None and rows:
             rows = [row for row in rows if row.id == row_id]
             if not rows:
-                raise Rejected(
-                    "row_mismatch",
-                    f"row_id {row_id} is not an active row of job '{job_id}' in job_details",
-                    "Send the id of the job's own active row, or leave row_id out.",
-                )
+                raise row_mismatch(job_id, row_id)
         return _choose(job_id, rows)
+
+    def read_rows(self, connection: Connection, job_id: str) -> list[Any]:
+        """The job's active rows: id, job_id, sku_id, is_uploaded."""
+        table = self._table(connection, "job_details")
+        query = select(table.c.id, table.c.job_id, table.c.sku_id, table.c.is_uploaded).where(
+            is_job(connection, table.c.job_id, job_id), table.c.status == "Active"
+        )
+        return [row for row in connection.execute(query) if str(row.job_id) == job_id]
 
     def list_files(self, job_id: str) -> Sequence[SourceFile]:
         """See `Catalogue.list_files`."""
-        query = select(job_files.c.job_id, job_files.c.file_path, cast(job_files.c.timestamp, String(32))).where(
-            job_files.c.job_id == job_id, job_files.c.file_type == "base"
-        )
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            table = self._table(connection, "job_files")
+            query = select(table.c.file_path, cast(table.c.timestamp, String(32))).where(
+                is_job(connection, table.c.job_id, job_id), table.c.file_type == "base"
+            )
             rows = connection.execute(query).all()
-        return [SourceFile(path or "", stamp or "") for owner, path, stamp in rows if str(owner) == job_id]
+        return [SourceFile(path or "", stamp or "") for path, stamp in rows]
 
     def delivered(self, task: Task, sku: str) -> Recording:
         """See `Catalogue.delivered`."""
 
         def write(connection: Connection) -> str | None:
-            now = self._local_now(connection)
+            now = self.local_now(connection)
+            details, email, history = (self._table(connection, name) for name in ("job_details", "email", "history_log"))
             updated = connection.execute(
-                _awaiting(task).values(
+                _awaiting(connection, details, task).values(
                     is_reviewed=0,
                     is_uploaded=0,
                     job_status="IAPPROVED",
-                    upload_count=_plus_one(job_details.c.upload_count),
+                    upload_count=func.coalesce(details.c.upload_count, 0) + 1,
                     uploadTime=now,
                     updateTime=now,
                 )
             )
             connection.execute(insert(email).values(sku=sku, status="Waiting", campagin=task.campaign))
-            connection.execute(insert(history_log).values(sku_id=sku, action="review", action_by=task.username, timestamp=now))
+            connection.execute(insert(history).values(sku_id=sku, action="review", action_by=task.username, timestamp=now))
             if updated.rowcount == 0:
                 return "the studio had withdrawn the upload meanwhile: no row of job_details was awaiting, none was updated"
             return None
@@ -154,10 +159,18 @@ class SqlCatalogue:
         """See `Catalogue.judged`."""
 
         def write(connection: Connection) -> None:
+            table = self._table(connection, "model_validation")
             values = {"response": verdict.http_status, "json": _as_json(verdict.body)}
-            newest = update(model_validation).where(model_validation.c.job_id == task.job_id).values(values)
-            if connection.execute(newest).rowcount == 0:
-                connection.execute(insert(model_validation).values(job_id=task.job_id, **values))
+            newest = update(table).values(values)
+            if connection.execute(newest.where(is_job(connection, table.c.job_id, task.job_id))).rowcount:
+                return
+            try:
+                with connection.begin_nested():
+                    connection.execute(insert(table).values(job_id=job_value(table.c.job_id, task.job_id), **values))
+            except IntegrityError:
+                # The studio's own unique key takes two jobs for one whose ids differ only in case: the newest wins.
+                if not connection.execute(newest.where(table.c.job_id == job_value(table.c.job_id, task.job_id))).rowcount:
+                    raise
 
         return write
 
@@ -168,7 +181,8 @@ class SqlCatalogue:
             self.judged(task, verdict)(connection)
             if verdict.http_status != 200:
                 self.unanswered(task, sku, verdict.http_status, api_url)(connection)
-            connection.execute(_awaiting(task).values(is_uploaded=0, updateTime=self._local_now(connection)))
+            waiting = _awaiting(connection, self._table(connection, "job_details"), task)
+            connection.execute(waiting.values(is_uploaded=0, updateTime=self.local_now(connection)))
 
         return write
 
@@ -176,29 +190,52 @@ class SqlCatalogue:
         """See `Catalogue.unanswered`."""
 
         def write(connection: Connection) -> None:
+            table = self._table(connection, "validation_failed_req")
             connection.execute(
-                insert(validation_failed_req).values(
-                    job_id=task.job_id,
+                insert(table).values(
+                    job_id=job_value(table.c.job_id, task.job_id),
                     sku_id=sku,
                     response=http_status,
                     api_url=api_url,
                     username=task.username,
                     campaign=task.campaign,
                     row_id=task.row_id,
-                    timestamp=self._local_now(connection),
+                    timestamp=self.local_now(connection),
                 )
             )
 
         return write
 
-    def _local_now(self, connection: Connection) -> datetime:
+    def local_now(self, connection: Connection) -> datetime:
+        """The database's clock in the studio's zone, to the second."""
         return datetime.fromtimestamp(read_now(connection), self._zone).replace(microsecond=0, tzinfo=None)
+
+    def _table(self, connection: Connection, name: str) -> Table:
+        """The studio's table as it is; looked up once."""
+        if self._adapted is None:
+            self._adapted = adapt_tables(connection, studio)
+        return self._adapted[name]
+
+
+def row_mismatch(job_id: str, row_id: int) -> Rejected:
+    return Rejected(
+        "row_mismatch",
+        f"row_id {row_id} is not an active row of job '{job_id}' in job_details",
+        "Send the id of the job's own active row, or leave row_id out.",
+    )
 
 
 def _choose(job_id: str, rows: Sequence[Any]) -> StudioJob:
     awaiting = [row for row in rows if row.is_uploaded == 1]
     candidates = awaiting or list(rows)
-    skus = sorted({row.sku_id for row in candidates if row.sku_id})
+    sku = choose_sku(job_id, [row.sku_id for row in candidates])
+    chosen = next(row for row in candidates if row.sku_id == sku)
+    return StudioJob(chosen.id, sku, awaiting=bool(awaiting))
+
+
+def choose_sku(job_id: str, found: Sequence[str | None]) -> str:
+    """The only one. Raises `Rejected` ('sku_not_found', 'sku_ambiguous')."""
+    skus = sorted({sku for sku in found if sku})
     if not skus:
         raise Rejected(
             "sku_not_found",
@@ -211,17 +248,12 @@ def _choose(job_id: str, rows: Sequence[Any]) -> StudioJob:
             f"job '{job_id}' has active rows for several SKUs: {', '.join(skus[:5])}",
             "Send the row_id of the one to deliver, or deactivate the others.",
         )
-    chosen = next(row for row in candidates if row.sku_id == skus[0])
-    return StudioJob(chosen.id, chosen.sku_id, awaiting=bool(awaiting))
+    return skus[0]
 
 
-def _awaiting(task: Task) -> Any:
-    statement = update(job_details).where(job_details.c.is_uploaded == 1, job_details.c.job_id == task.job_id)
-    return statement.where(job_details.c.id == task.row_id) if task.row_id is not None else statement
-
-
-def _plus_one(column: Any) -> Any:
-    return func.coalesce(column, 0) + 1
+def _awaiting(connection: Connection, details: Table, task: Task) -> Update:
+    statement = update(details).where(details.c.is_uploaded == 1, is_job(connection, details.c.job_id, task.job_id))
+    return statement.where(details.c.id == task.row_id) if task.row_id is not None else statement
 
 
 def _as_json(body: str) -> Any:

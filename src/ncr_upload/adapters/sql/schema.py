@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Engine, MetaData, inspect
 from sqlalchemy.engine.reflection import ObjectKind
@@ -26,9 +26,10 @@ def check_own_tables(engine: Engine) -> None:
         )
 
 
-def check_studio_tables(engine: Engine) -> None:
-    """Raises `Unavailable` ('database_schema') naming every missing table and column of the studio's."""
-    if missing := find_missing(engine, studio):
+def check_studio_tables(engine: Engine, names: Collection[str] | None = None) -> None:
+    """Raises `Unavailable` ('database_schema') naming every missing table and column of the studio's; of these tables only."""
+    found = find_missing(engine, studio)
+    if missing := [each for each in found if names is None or each.partition(".")[0] in names]:
         raise Unavailable(
             SCHEMA_CODE,
             f"the studio's database {place_of(engine)} lacks {', '.join(missing)}",

@@ -44,7 +44,7 @@ def make_api() -> FastAPI:
         host=MachineHost(),
         queue_name=celery_queue.QUEUE,
         check_database=lambda: check_database(engine),
-        deep_probes={"tables": lambda: check_tables(engine)} | _make_probes(settings, SqlParking(engine)),
+        deep_probes={"tables": lambda: check_tables(engine, settings)} | _make_probes(settings, SqlParking(engine)),
         reports=SqlWorkerReports(engine),
         statistics=SqlStatistics(engine),
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr
+from sqlalchemy import Engine
 
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.http_validator import HttpValidator
@@ -13,6 +14,7 @@ from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
+from ncr_upload.adapters.sql.own_statements import OwnCatalogue, load_statements
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
@@ -21,6 +23,7 @@ from ncr_upload.application.janitor import JanitorOptions
 from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.retries import RetryLimits
 from ncr_upload.entrypoints.bootstrap.records import PATIENT_SECONDS, make_board, make_engine
 from ncr_upload.entrypoints.settings import Settings
@@ -43,6 +46,11 @@ def require_worker_settings(settings: Settings) -> None:
         missing.append("SFTP_PASSWORD, SFTP_PRIVATE_KEY or SFTP_AGENT")
     if settings.validator_api_url is not None and settings.validator_api_key is None:
         missing.append("VALIDATOR_API_KEY")
+    if settings.catalogue_sql is not None:
+        try:
+            load_statements(settings.catalogue_sql)
+        except Unavailable as error:
+            raise SettingsMissing(str(error)) from error
     if missing:
         raise SettingsMissing(f"not set: {'; '.join(missing)}. Set them in the environment or in .env (see env_sample).")
 
@@ -54,7 +62,7 @@ def make_worker_ports(settings: Settings) -> WorkerPorts:
         claims=SqlClaims(engine),
         cleaning=SqlCleaning(engine),
         parking=SqlParking(engine),
-        catalogue=SqlCatalogue(engine, ZoneInfo(settings.timezone)),
+        catalogue=make_catalogue(settings, engine),
         store=make_store(settings),
         archiver=ZipArchiver(),
         validator=make_validator(settings),
@@ -63,6 +71,14 @@ def make_worker_ports(settings: Settings) -> WorkerPorts:
     )
     submissions = SqlSubmissions(engine, max_attempts=settings.max_attempts)
     return WorkerPorts(pipeline, SqlDuties(engine), submissions, make_board(settings))
+
+
+def make_catalogue(settings: Settings, engine: Engine) -> SqlCatalogue:
+    """Raises `Unavailable` when CATALOGUE_SQL cannot be used."""
+    zone = ZoneInfo(settings.timezone)
+    if settings.catalogue_sql is None:
+        return SqlCatalogue(engine, zone)
+    return OwnCatalogue(engine, zone, load_statements(settings.catalogue_sql))
 
 
 def make_worker_options(settings: Settings, name: str) -> WorkerOptions:

@@ -15,10 +15,10 @@ from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.engine import READ_ONLY, describe_server, place_of, translated_errors
 from ncr_upload.adapters.sql.rows import read_now
-from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
+from ncr_upload.adapters.sql.schema import check_own_tables
 from ncr_upload.domain.errors import Deferred, Rejected, Unavailable
 from ncr_upload.entrypoints.bootstrap import deliveries
-from ncr_upload.entrypoints.bootstrap.records import make_engine
+from ncr_upload.entrypoints.bootstrap.records import check_studio, make_engine
 from ncr_upload.entrypoints.doctor import Check, Doubt
 from ncr_upload.entrypoints.probes import bounded, probe_store, probe_validator
 from ncr_upload.entrypoints.settings import Settings
@@ -71,8 +71,10 @@ def _check_database(settings: Settings, before_upgrade: bool) -> Iterator[str | 
         with translated_errors(engine):
             revision, newest = current_revision(engine), newest_revision()
         yield from _check_own_tables(engine, revision, newest, before_upgrade)
-        check_studio_tables(engine)
+        check_studio(engine, settings)
         yield "the studio's tables have every column that is read or written"
+        if settings.catalogue_sql is not None:
+            yield f"the statements of {settings.catalogue_sql} work on it"
 
 
 def _check_own_tables(engine: Engine, revision: str | None, newest: str, before_upgrade: bool) -> Iterator[str | Doubt]:

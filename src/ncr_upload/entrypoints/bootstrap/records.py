@@ -17,6 +17,7 @@ from ncr_upload.adapters.sql.backup import Restored, restore_backup, write_backu
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, Tls, open_engine, translated_errors
 from ncr_upload.adapters.sql.history import SqlHistory
+from ncr_upload.adapters.sql.own_statements import check_statements, load_statements, tables_in_use
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
@@ -108,7 +109,7 @@ def check_database_tables(settings: Settings) -> None:
     """See `check_tables`."""
     engine = make_engine(settings, pool_size=1)
     try:
-        check_tables(engine)
+        check_tables(engine, settings)
     finally:
         engine.dispose()
 
@@ -132,10 +133,21 @@ def check_database(engine: Engine) -> None:
         connection.execute(select(1))
 
 
-def check_tables(engine: Engine) -> None:
-    """Raises `Unavailable` naming the tables and columns, the service's own or the studio's, that are missing."""
+def check_tables(engine: Engine, settings: Settings) -> None:
+    """Raises `Unavailable` naming the tables and columns, the service's own or the studio's, that are missing, or what is wrong
+    with CATALOGUE_SQL."""
     check_own_tables(engine)
-    check_studio_tables(engine)
+    check_studio(engine, settings)
+
+
+def check_studio(engine: Engine, settings: Settings) -> None:
+    """The studio's part of `check_tables`."""
+    if settings.catalogue_sql is None:
+        check_studio_tables(engine)
+        return
+    statements = load_statements(settings.catalogue_sql)
+    check_studio_tables(engine, tables_in_use(statements))
+    check_statements(engine, settings.catalogue_sql, statements)
 
 
 def make_celery(settings: Settings) -> Celery:
