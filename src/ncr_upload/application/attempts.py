@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
@@ -113,7 +114,8 @@ async def _run_under(lease: Lease, delivery: Delivery) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        loop.call_soon_threadsafe(running.cancel)
+        with suppress(RuntimeError):  # the loop has ended by itself meanwhile
+            loop.call_soon_threadsafe(running.cancel)
 
     lease.when_ended(stop)
     try:
