@@ -7,10 +7,10 @@ SEED   ?=
 TRIALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test chaos check format docs lock clean servers
+.PHONY: help setup demo dev test chaos deploy-test check format docs lock clean servers
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv and install everything pinned (once)
 
@@ -37,6 +37,9 @@ test: $(READY) servers ## Run every test on real parts
 
 chaos: $(READY) servers ## Break everything at random for ten minutes and judge the outcome (SEED=, TRIALS=)
 	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(TRIALS),--trials $(TRIALS))
+
+deploy-test: $(READY) ## Deploy, roll back, kill and restore under load on this machine's Docker (ten minutes; deploy.json)
+	@$(BIN)/python tests/deploy/run.py
 
 check: $(READY) ## Format, lint, types and import contracts (under a minute)
 	@$(BIN)/ruff format --check .

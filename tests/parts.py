@@ -12,6 +12,7 @@ from typing import NoReturn
 import pytest
 
 HOW_TO_GET = {
+    "shellcheck": "make setup",
     "sshd": "apt-get install openssh-server",
     "chromium": "apt-get install chromium",
     "postgres": "apt-get install postgresql",

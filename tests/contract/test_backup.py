@@ -11,10 +11,11 @@ from sqlalchemy import Engine, delete, text
 from databases import SERVERS, Databases
 from ledgers import Ledger, sql_ledger
 from ncr_upload.adapters.sql.backup import CHILDREN, FENCE_STEP, KEYED, LEFT_OUT, Restored, restore_backup, write_backup
+from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.adapters.sql.tables import metadata
 from ncr_upload.domain.errors import LeaseLost, Rejected
 from ncr_upload.domain.jobs import Problem, Stage, Status, Task
-from ncr_upload.migrations.apply import newest_revision
+from ncr_upload.migrations.apply import downgrade, newest_revision, upgrade
 from studio_rows import open_database
 
 
@@ -29,9 +30,9 @@ def end(ledger: Ledger, task: Task, status: Status = Status.FAILED) -> None:
     ledger.claims.finish(claim, status=status, stage=Stage.LOOKUP, message="ended", problem=problem, also=None)
 
 
-def save(engine: Engine) -> bytes:
+def save(engine: Engine, revision: str | None = None) -> bytes:
     to = io.BytesIO()
-    assert write_backup(engine, to, newest_revision()) > 0
+    assert write_backup(engine, to, revision or newest_revision()) > 0
     return to.getvalue()
 
 
@@ -138,3 +139,23 @@ def test_a_backup_of_sqlite_can_be_restored_elsewhere(kind: str, tmp_path: Path,
     assert sql_ledger(target).status(task) is Status.PENDING
     source.dispose()
     target.dispose()
+
+
+def test_a_database_at_an_older_revision_can_be_saved_before_it_is_upgraded(tmp_path: Path, databases: Databases) -> None:
+    engine = open_database(databases.create("sqlite", tmp_path))
+    ledger = sql_ledger(engine)
+    (task,) = ledger.accept("job-1")
+    downgrade(engine, "0001")
+    backup = save(engine, "0001")
+    upgrade(engine)
+    lose_everything(engine)
+    restore(engine, backup)
+    assert ledger.status(task) is Status.PENDING
+    engine.dispose()
+
+
+def test_an_empty_database_gives_an_empty_backup(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/empty.db")
+    to = io.BytesIO()
+    assert write_backup(engine, to, None) == 0
+    engine.dispose()

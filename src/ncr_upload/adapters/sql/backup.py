@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, Table, insert, select
+from sqlalchemy import Column, Connection, Engine, Table, insert, inspect, select
 
 from ncr_upload.adapters.sql.engine import translated_errors
 from ncr_upload.adapters.sql.rows import read_now, write_event
@@ -62,8 +62,7 @@ def write_backup(engine: Engine, to: IO[bytes], revision: str | None) -> int:
     with translated_errors(engine), _snapshot(engine) as connection, gzip.open(to, "wt", encoding="utf-8") as out:
         head = {"format": FORMAT, "revision": revision, "taken_at": read_now(connection)}
         out.write(json.dumps(head) + "\n")
-        for table in (*KEYED, *CHILDREN):
-            columns = [column for column in table.columns if column.computed is None]
+        for table, columns in _columns_there(connection):
             found = connection.execution_options(stream_results=True, yield_per=AT_ONCE).execute(
                 select(*columns).order_by(*table.primary_key.columns)
             )
@@ -72,6 +71,15 @@ def write_backup(engine: Engine, to: IO[bytes], revision: str | None) -> int:
                 rows += 1
         out.write(json.dumps({"rows": rows}) + "\n")
     return rows
+
+
+def _columns_there(connection: Connection) -> Iterator[tuple[Table, list[Column[Any]]]]:
+    """What can be saved, in a database that may be at an older revision, or at none."""
+    inspector = inspect(connection)
+    for table in (*KEYED, *CHILDREN):
+        if inspector.has_table(table.name):
+            there = {found["name"] for found in inspector.get_columns(table.name)}
+            yield table, [column for column in table.columns if column.computed is None and column.name in there]
 
 
 def _snapshot(engine: Engine) -> Connection:

@@ -1,0 +1,50 @@
+"""The shell scripts, and the files that build and run the containers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from parts import require
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [ROOT / "deploy.sh", ROOT / "docker/ncr", *sorted(ROOT.glob("docker/*.sh")), *sorted(ROOT.glob("scripts/*.sh"))]
+FILES = [ROOT / "Dockerfile", ROOT / "docker-compose.yml", ROOT / "env_sample", *SCRIPTS]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    done = subprocess.run([require("shellcheck"), str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_file_names_a_package_registry_or_holds_a_secret(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"--(extra-)?index-url|registry=|pypi\.|npmjs\.", text)
+    assert not re.search(
+        r"^\w*(PASSWORD|SECRET|_KEY|BASIC_AUTH)=\S", text.replace("VALIDATOR_API_KEY_HEADER=X-API-Key", ""), re.M
+    )
+
+
+def test_deploy_sh_without_a_command_shows_how_it_is_used() -> None:
+    done = subprocess.run([ROOT / "deploy.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ./deploy.sh COMMAND")
+
+
+def test_a_container_whose_program_shows_no_life_is_not_healthy(tmp_path: Path) -> None:
+    probe = ["python3", "-IS", str(ROOT / "docker/probe.py"), "beat"]
+    alive = tmp_path / "alive"
+    ask = lambda: subprocess.run(probe, env={"NCR_ALIVE_FILE": str(alive), "PATH": "/usr/bin:/bin:/usr/local/bin"}, check=False)  # noqa: E731
+    assert ask().returncode == 1
+    alive.touch()
+    assert ask().returncode == 0
+    import os
+
+    os.utime(alive, (1, 1))
+    assert ask().returncode == 1
