@@ -29,7 +29,7 @@ from ncr_upload.application.ports import (
 from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
-from ncr_upload.domain.packages import PackageFile
+from ncr_upload.domain.packages import PackageFile, PackageSize, measure
 from ncr_upload.domain.parking import Parked, plan_probing
 from ncr_upload.domain.retries import LOOKS, count_attempt
 
@@ -211,6 +211,7 @@ class MemoryLedger:
                 self._clock(),
                 self._batches[batch_id],
                 updated_at=max(task.updated_at for task in tasks),
+                moved_at=max(task.finished_at or task.started_at or task.created_at for task in tasks),
                 shares=_shares(tasks),
                 started_at=min((task.started_at for task in tasks if task.started_at), default=None),
                 finished_at=max((task.finished_at for task in tasks if task.finished_at), default=None) if ended else None,
@@ -287,6 +288,7 @@ class MemoryLedger:
         also: Recording | None = None,
         sku: str | None = None,
         verdict: str | None = None,
+        size: PackageSize | None = None,
         files: Sequence[PackageFile] | None = None,
         announce_staging: bool = False,
         announce_publish: bool = False,
@@ -304,8 +306,9 @@ class MemoryLedger:
                 also(None)
             facts: dict[str, Any] = {"sku": sku, "verdict": verdict}
             if files is not None:
-                row.files = tuple(files)
-                facts |= {"files": len(files), "bytes": sum(file.size for file in files)}
+                row.files, size = tuple(files), measure(files)
+            if size is not None:
+                facts |= {"files": size.files, "bytes": size.bytes}
             if announce_publish:
                 row.publish_fence = claim.fence
             known = {name: value for name, value in facts.items() if value is not None}
@@ -667,9 +670,13 @@ class MemoryStatistics:
 
     def __init__(self) -> None:
         self.told = Figures({}, {}, 0.0, 0)
+        self.stalled_batches: list[str] = []
 
     def figures(self, batch_timeout_seconds: float) -> Figures:
         return self.told
+
+    def stalled(self, batch_timeout_seconds: float) -> list[str]:
+        return self.stalled_batches
 
 
 class MemoryHost:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ledger_twin import MemoryHost, MemoryWorkerReports
-from ncr_upload.application.monitoring import MemoryWatch, observe, read_rooms
+from ledger_twin import MemoryHost, MemoryStatistics, MemoryWorkerReports
+from ncr_upload.application.monitoring import BatchWatch, MemoryWatch, observe, read_rooms
 from ncr_upload.application.ports import Memory
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.batches import WorkerRoom
@@ -40,3 +40,11 @@ def test_memory_over_the_limit_is_told_once_and_so_is_its_end(caplog: pytest.Log
             watch.look(host)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
     assert "81.0 % of the cgroup2 memory" in caplog.records[0].getMessage()
+
+
+def test_a_stalled_batch_is_told_of_once_until_it_has_gone_on() -> None:
+    watch, statistics, told = BatchWatch(300), MemoryStatistics(), []
+    for stalled in (["a"], ["a", "b"], ["b"], ["b"], ["a"]):
+        statistics.stalled_batches = stalled
+        told.append(watch.look(statistics))
+    assert told == [(["a"], []), (["b"], []), ([], ["a"]), ([], []), (["a"], ["b"])]

@@ -9,7 +9,7 @@ from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency
 from ncr_upload.domain.batches import Share, WorkerRoom
 from ncr_upload.domain.errors import CancelRequested
 from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
-from ncr_upload.domain.packages import PackageFile
+from ncr_upload.domain.packages import PackageFile, PackageSize
 
 PROBLEM = Problem("object_missing", "rejected", "gone", "put it back")
 
@@ -58,6 +58,10 @@ def test_a_batch_is_counted_by_status_and_paged(ledger: Ledger) -> None:
 def test_a_batch_knows_when_it_ended_and_how_large_its_jobs_were(ledger: Ledger) -> None:
     tasks = ledger.accept("job-1", "job-2", batch_id="b1", release=5)
     claim = ledger.uploading(tasks[0])
+    ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.UPLOAD, message="", size=PackageSize(1, 99))
+    begun = ledger.submissions.batch("b1", limit=2, cursor=None)
+    assert begun is not None
+    assert Share(Status.UPLOADING, Stage.UPLOAD, 1, 1, 99) in begun[0].shares
     file = PackageFile("k", "t", 100, "0" * 64, 0, "e")
     ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.UPLOAD, message="", files=[file])
     fail(ledger, tasks[1])

@@ -54,10 +54,16 @@ def test_the_ledger_is_told_in_figures(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("seconds_ago", "stalled"), [(0, 0), (301, 1)])
-def test_a_batch_without_any_change_is_counted_as_stalled(engine: Engine, seconds_ago: int, stalled: int) -> None:
+def test_a_batch_in_which_nothing_starts_or_ends_is_stalled(engine: Engine, seconds_ago: int, stalled: int) -> None:
     ledger = sql_ledger(engine)
     first, _ = ledger.accept("a", "b", batch_id="b1")
     ledger.claims.finish(ledger.claim(first), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=None)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE ncr_jobs SET updated_at = updated_at - :s"), {"s": seconds_ago})
+        for column in ("created_at", "started_at", "finished_at"):
+            connection.execute(text(f"UPDATE ncr_jobs SET {column} = {column} - :s"), {"s": seconds_ago})
+        connection.execute(text("UPDATE ncr_batches SET created_at = created_at - :s"), {"s": seconds_ago})
     assert SqlStatistics(engine).figures(300).stalled_batches == stalled
+    assert SqlStatistics(engine).stalled(300) == ["b1"] * stalled
+    found = ledger.submissions.batch("b1", limit=1, cursor=None)
+    assert found is not None
+    assert (found[0].now - found[0].moved_at > 300) is bool(stalled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ncr_upload.application.ports import Host, WorkerReport, WorkerReports
+from ncr_upload.application.ports import Host, Statistics, WorkerReport, WorkerReports
 from ncr_upload.domain.admission import AdmissionLimits, plan_capacity
 from ncr_upload.domain.batches import WorkerRoom
 
@@ -50,6 +50,20 @@ class MemoryWatch:
             log.warning("memory: %s. New jobs wait: free memory, or raise MAX_MEMORY_USAGE_PERCENT", facts)
         elif was_over and not self._is_over:
             log.info("memory: below the limit again: %s", facts)
+
+
+class BatchWatch:
+    """Says once of each batch that it is stalled, and once that it goes on or has ended."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._told: frozenset[str] = frozenset()
+
+    def look(self, statistics: Statistics) -> tuple[list[str], list[str]]:
+        """The batches that have stalled since the last look, and those that no longer are. Raises `Unavailable`."""
+        stalled, told = frozenset(statistics.stalled(self._timeout_seconds)), self._told
+        self._told = stalled
+        return sorted(stalled - told), sorted(told - stalled)
 
 
 def read_rooms(reports: WorkerReports, interval_seconds: float) -> list[WorkerRoom]:

@@ -35,7 +35,7 @@ from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defe
 from ncr_upload.domain.errors import CancelRequested, Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
-from ncr_upload.domain.packages import PackageFile, PlannedFile
+from ncr_upload.domain.packages import PackageFile, PackageSize, PlannedFile
 from ncr_upload.domain.retries import ErrorClass
 from ncr_upload.domain.selection import select_files
 
@@ -181,7 +181,8 @@ class Delivery:
         self.live.know(files=len(plan), bytes=total_bytes)
         message = f"downloading {len(plan)} files, {total_bytes} bytes"
         message += f"; {len(here)} of them may be here from the attempt before" if here else ""
-        await self._advance(Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=total_bytes)
+        size = PackageSize(len(plan), total_bytes)
+        await self._advance(Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=total_bytes, size=size)
         self.reach("download:before")
         at_once = asyncio.Semaphore(self.options.download_concurrency)
         downloads = [
@@ -229,10 +230,11 @@ class Delivery:
                 if next(kept_by_others, None) is None:
                     break
             if isinstance(decision, Defer):
+                short = "disk" if decision.code == DISK_SHORT else "memory"
                 raise Deferred(
                     decision.code,
-                    f"this worker has no room for the job: {decision.reason}",
-                    f"Free memory or disk there (WORK_DIR is {self.options.work_dir}); the job waits and spends no attempt.",
+                    f"waiting for {short} on the worker's host: {decision.reason}",
+                    f"Free some there (WORK_DIR is {self.options.work_dir}); the job goes on by itself and spends no attempt.",
                 )
             workspace.reserve(missing_bytes)
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ncr_upload.domain.batches import Share, WorkerRoom
 from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
-from ncr_upload.domain.packages import PackageFile, SourceFile
+from ncr_upload.domain.packages import PackageFile, PackageSize, SourceFile
 from ncr_upload.domain.parking import Parked
 
 OnBytes = Callable[[int], None]
@@ -252,12 +252,14 @@ class KeyReused:
 @dataclass(frozen=True, slots=True)
 class BatchCounts:
     """How the tasks of a batch stand. Times are seconds since the epoch by the ledger's clock; `now` is when it was asked.
-    `conflicts` are the jobs that were left out of it because they were in flight already."""
+    `moved_at` is when one of them last started or ended, or else when they were accepted. `conflicts` are the jobs that were
+    left out of it because they were in flight already."""
 
     batch_id: str
     now: float
     created_at: float
     updated_at: float
+    moved_at: float
     shares: tuple[Share, ...]
     started_at: float | None = None
     finished_at: float | None = None
@@ -347,12 +349,14 @@ class Claims(Protocol):
         also: Recording | None = None,
         sku: str | None = None,
         verdict: str | None = None,
+        size: PackageSize | None = None,
         files: Sequence[PackageFile] | None = None,
         announce_staging: bool = False,
         announce_publish: bool = False,
         retract_publish: bool = False,
     ) -> None:
-        """Write the new status, a history line and `also`, in one transaction. `announce_staging` notes, before anything
+        """Write the new status, a history line and `also`, in one transaction. `size` is the package's, as soon as it is
+        known; `files` say it again. `announce_staging` notes, before anything
         is sent, that there may be staging folders to remove (see `Cleaning`); `announce_publish`, before the renames, that
         this fence is about to publish, and raises `CancelRequested` when the caller was faster; `retract_publish`, that an
         earlier announced publish has not happened."""
@@ -446,7 +450,10 @@ class Statistics(Protocol):
     """The ledger in figures."""
 
     def figures(self, batch_timeout_seconds: float) -> Figures:
-        """Now. A batch is stalled when it has live tasks and none of its tasks has changed for that long."""
+        """Now. See `stalled`."""
+
+    def stalled(self, batch_timeout_seconds: float) -> list[str]:
+        """The ids of batches that have live tasks, and in which none has started or ended for that long."""
 
 
 class Cleaning(Protocol):

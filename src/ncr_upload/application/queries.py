@@ -88,13 +88,13 @@ async def read_batch(
     ports: ApiPorts, batch_id: str, *, limit: int, cursor: str | None, timeout_seconds: float
 ) -> dict[str, Any] | None:
     """A batch's roll-up and one page of its tasks, in the order they were submitted; None for an id never issued.
-    It is stalled when nothing in it has changed for `timeout_seconds`."""
+    It is stalled when none of them has started or ended for `timeout_seconds`."""
     answer = await ports.lanes.database.run(lambda: ports.ledger.batch(batch_id, limit=limit, cursor=cursor))
     if answer is None:
         return None
     batch, page = answer
     counts, percent = count_statuses(batch.shares), percentage(batch.shares)
-    idle_seconds = max(0.0, batch.now - batch.updated_at)
+    idle_seconds = max(0.0, batch.now - batch.moved_at)
     status = roll_up(counts, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds)
     remaining = None if batch.started_at is None else estimate_remaining(percent, batch.now - batch.started_at)
     return {

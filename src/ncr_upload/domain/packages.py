@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,3 +32,15 @@ class PackageFile:
     sha256: str
     crc32: int
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSize:
+    """How many files a package has, and how many bytes they are together."""
+
+    files: int
+    bytes: int
+
+
+def measure(files: Sequence[PackageFile]) -> PackageSize:
+    return PackageSize(len(files), sum(file.size for file in files))

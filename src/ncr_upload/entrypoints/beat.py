@@ -12,11 +12,18 @@ import structlog
 from celery import signals
 from celery.beat import ScheduleEntry, Scheduler
 
-from ncr_upload.application.ports import History
+from ncr_upload.application.monitoring import BatchWatch
+from ncr_upload.application.ports import History, Statistics
 from ncr_upload.application.recovery import SweepPorts, sweep
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.alive import show_alive
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_history, make_release_limits, make_sweep_ports
+from ncr_upload.entrypoints.bootstrap.records import (
+    make_celery,
+    make_history,
+    make_release_limits,
+    make_statistics,
+    make_sweep_ports,
+)
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import load_settings
 
@@ -28,7 +35,9 @@ app = make_celery(settings)
 app.conf.beat_schedule = {
     "sweep": {"task": "ncr.sweep", "schedule": settings.sweep_seconds},
     "prune": {"task": "ncr.prune", "schedule": PRUNE_SECONDS},
+    "look-at-batches": {"task": "ncr.look_at_batches", "schedule": settings.memory_check_interval},
 }
+batch_watch = BatchWatch(settings.batch_timeout)
 app.conf.beat_max_loop_interval = settings.sweep_seconds
 
 
@@ -40,6 +49,11 @@ def _sweep_parts() -> SweepPorts:
 @lru_cache(maxsize=1)
 def _history() -> History:
     return make_history(settings)
+
+
+@lru_cache(maxsize=1)
+def _statistics() -> Statistics:
+    return make_statistics(settings)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
@@ -69,6 +83,25 @@ def prune_history() -> None:
         return
     if pruned:
         log.info("pruned", tasks=pruned)
+
+
+@app.task(name="ncr.look_at_batches")  # type: ignore[untyped-decorator]
+def look_at_batches() -> None:
+    """Tell of batches that have stalled, once of each."""
+    try:
+        stalled, going_on = batch_watch.look(_statistics())
+    except Unavailable as error:
+        log.warning("batches_not_looked_at", code=error.code, reason=error.message, next_step=error.next_step)
+        return
+    for batch_id in stalled:
+        log.warning(
+            "batch_stalled",
+            batch_id=batch_id,
+            reason=f"no job of it has started or ended for {settings.batch_timeout:g} s (BATCH_TIMEOUT)",
+            next_step="Look whether workers run (/celery-stats) and what its jobs wait for (/batch-status); its jobs stay.",
+        )
+    for batch_id in going_on:
+        log.info("batch_not_stalled", batch_id=batch_id)
 
 
 class SweepScheduler(Scheduler):  # type: ignore[misc]

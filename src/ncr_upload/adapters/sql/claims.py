@@ -14,7 +14,7 @@ from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, may_follow
-from ncr_upload.domain.packages import PackageFile
+from ncr_upload.domain.packages import PackageFile, PackageSize, measure
 from ncr_upload.domain.retries import count_attempt
 
 CLEANING_GRACE_SECONDS = 10.0
@@ -90,6 +90,7 @@ class SqlClaims:
         also: Recording | None = None,
         sku: str | None = None,
         verdict: str | None = None,
+        size: PackageSize | None = None,
         files: Sequence[PackageFile] | None = None,
         announce_staging: bool = False,
         announce_publish: bool = False,
@@ -102,7 +103,9 @@ class SqlClaims:
         if verdict is not None:
             values["verdict"] = verdict
         if files is not None:
-            values.update(file_count=len(files), byte_count=sum(file.size for file in files))
+            size = measure(files)
+        if size is not None:
+            values.update(file_count=size.files, byte_count=size.bytes)
         if announce_staging:
             values["staging_due_at"] = db_now()
         if announce_publish:

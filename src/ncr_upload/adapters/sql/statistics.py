@@ -30,20 +30,26 @@ class SqlStatistics:
             ended = _tally(connection, by_status.where(jobs.c.finished_at >= now - HOUR_SECONDS))
             due = select(func.min(jobs.c.claimable_at)).where(jobs.c.claimable_at <= db_now())
             oldest = connection.execute(due).scalar()
-            stalled = connection.execute(_stalled(now - batch_timeout_seconds)).scalar_one()
-        return Figures(live, ended, 0.0 if oldest is None else max(0.0, now - oldest), stalled)
+            stalled = _read_stalled(connection, now - batch_timeout_seconds)
+        return Figures(live, ended, 0.0 if oldest is None else max(0.0, now - oldest), len(stalled))
+
+    def stalled(self, batch_timeout_seconds: float) -> list[str]:
+        """See `Statistics.stalled`."""
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            return _read_stalled(connection, read_now(connection) - batch_timeout_seconds)
 
 
 def _tally(connection: Connection, query: Select[Any]) -> dict[Status, int]:
     return {Status(status): count for status, count in connection.execute(query)}
 
 
-def _stalled(since: float) -> Select[Any]:
+def _read_stalled(connection: Connection, since: float) -> list[str]:
     running = select(jobs.c.batch_id).where(jobs.c.live_job_id.is_not(None), jobs.c.batch_id.is_not(None)).distinct()
+    moved = (jobs.c.created_at, jobs.c.started_at, jobs.c.finished_at)
     idle = (
         select(jobs.c.batch_id)
         .where(jobs.c.batch_id.in_(running))
         .group_by(jobs.c.batch_id)
-        .having(func.max(jobs.c.updated_at) < since)
+        .having(*(func.coalesce(func.max(moment), 0.0) < since for moment in moved))
     )
-    return select(func.count()).select_from(idle.subquery())
+    return sorted(connection.execute(idle).scalars())

@@ -164,7 +164,8 @@ class SqlSubmissions:
         tally = (
             select(
                 *(jobs.c.status, jobs.c.stage, func.count(), func.count(jobs.c.byte_count), func.sum(jobs.c.byte_count)),
-                *(func.max(jobs.c.updated_at), func.min(jobs.c.started_at), func.max(jobs.c.finished_at)),
+                *(func.max(jobs.c.updated_at), func.min(jobs.c.started_at)),
+                *(func.max(jobs.c.started_at), func.max(jobs.c.finished_at)),
             )
             .where(of_batch)
             .group_by(jobs.c.status, jobs.c.stage)
@@ -179,13 +180,14 @@ class SqlSubmissions:
         shares = tuple(
             Share(Status(status), Stage(stage), count, sized, int(size or 0)) for status, stage, count, sized, size, *_ in rows
         )
-        updated, started, finished = zip(*(row[5:] for row in rows), strict=True)
+        updated, started, last_started, finished = zip(*(row[5:] for row in rows), strict=True)
         ended = all(share.status in TERMINAL for share in shares)
         counts = BatchCounts(
             batch_id,
             now,
             created_at,
             updated_at=max(updated),
+            moved_at=max(at for at in (created_at, *last_started, *finished) if at is not None),
             shares=shares,
             started_at=min((at for at in started if at is not None), default=None),
             finished_at=max((at for at in finished if at is not None), default=None) if ended else None,

@@ -58,7 +58,11 @@ def _render(
         gauge("ncr_jobs", "Jobs that have not ended.", _by_status(figures.live, LIVE), "status")
         gauge("ncr_jobs_ended_last_hour", "Jobs that ended.", _by_status(figures.ended_last_hour, TERMINAL), "status")
         gauge("ncr_oldest_due_seconds", "How long the longest due job has waited.", {(): figures.oldest_due_seconds})
-        gauge("ncr_batches_stalled", "Batches without any change for BATCH_TIMEOUT.", {(): figures.stalled_batches})
+        gauge(
+            "ncr_batches_stalled",
+            "Batches that wait: none of their jobs has started or ended for BATCH_TIMEOUT.",
+            {(): figures.stalled_batches},
+        )
     if not isinstance(depths, Unavailable):
         gauge("ncr_queue_messages", "Messages waiting.", {(name,): depth for name, depth in depths.items()}, "queue")
     memory = api.ports.host.memory()

@@ -240,7 +240,9 @@ class BatchView(BaseModel):
     percentage: float = Field(
         description="How far the batch is, by bytes as far as they are known; 100 once every task has ended.", ge=0, le=100
     )
-    stalled: bool = Field(description="Whether nothing has changed for BATCH_TIMEOUT seconds though tasks have not ended.")
+    stalled: bool = Field(
+        description="Whether no task has started or ended for BATCH_TIMEOUT seconds though some have not ended."
+    )
     jobs: list[TaskView] = Field(description="In the order they were sent, at most `limit`.")
     cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
     conflicts: list[JobRef] = Field(description="Jobs that were left out because they were in flight already.")

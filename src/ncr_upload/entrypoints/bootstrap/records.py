@@ -21,6 +21,7 @@ from ncr_upload.adapters.sql.own_statements import check_statements, load_statem
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
+from ncr_upload.adapters.sql.statistics import SqlStatistics
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts
@@ -184,6 +185,10 @@ def make_release_limits(settings: Settings) -> ReleaseLimits:
 
 def make_history(settings: Settings) -> SqlHistory:
     return SqlHistory(make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS))
+
+
+def make_statistics(settings: Settings) -> SqlStatistics:
+    return SqlStatistics(make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS))
 
 
 def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
