@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from api_server import JOB, SETTINGS, Site, assert_problem, make_ports, serve
+from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.celery_queue import QUEUE, CeleryQueue, make_app
 from ncr_upload.adapters.redis_status import RedisStatusBoard
@@ -95,6 +96,12 @@ def test_a_frozen_database_is_answered_503_with_the_reason_and_when_to_come_agai
     assert int(answer.headers["retry-after"]) > 0
 
 
+@fault(
+    "Database: frozen",
+    injector="a ledger that waits",
+    invariants="A",
+    outcome="503 in time; what needs no database is answered",
+)
 def test_a_frozen_database_stops_no_answer_that_does_not_need_it(frozen: tuple[Site, FrozenLedger]) -> None:
     site, ledger = frozen
     task_id = site.submit()
@@ -187,6 +194,7 @@ def test_without_redis_every_answer_comes_in_time_and_jobs_are_accepted(real: Re
     assert real.http.get("/health").json()["redis"] == "unavailable"
 
 
+@fault("Redis: frozen and back", injector="SIGSTOP", invariants="SA", outcome="new jobs are rung for again")
 def test_after_redis_comes_back_the_doorbell_rings_again(real: RealSite) -> None:
     real.http.post("/process-job", json=JOB)
     real.valkey.freeze()

@@ -10,11 +10,12 @@ import asyncio
 import errno
 import hashlib
 import re
+import socket
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
@@ -202,6 +203,13 @@ class S3ObjectStore:
                 "Correct WASABI_ACCESS_KEY and WASABI_SECRET_KEY and restart the worker; the job is tried again until its "
                 "attempts are spent.",
             )
+        if code == "RequestTimeTooSkewed":
+            return Deferred(
+                "clock_skewed",
+                f"{self._endpoint} refused the signature's time: the clock of worker host {socket.gethostname()} is off by "
+                f"more than it allows (it says {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)",
+                "Set that clock (NTP); jobs wait for it, or another worker takes them.",
+            )
         if code == "NoSuchBucket":
             return Rejected(
                 "bucket_missing",
@@ -210,7 +218,7 @@ class S3ObjectStore:
             )
         if status == "404" or isinstance(error, FileNotFoundError):
             return Rejected("object_missing", f"there is no {thing}", "Upload the file again, then submit the job again.")
-        if status in ("401", "403") and code != "RequestTimeTooSkewed":
+        if status in ("401", "403"):
             return Rejected(
                 "storage_denied",
                 f"the access key may not read {thing} ({code or status})",
