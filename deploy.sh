@@ -301,13 +301,15 @@ stop_gently() { # SERVICE: those of other generations, each within its stop_grac
   run docker rm -f $old >/dev/null
 }
 
-take_back() { # remove what was started of this generation; the others were not touched
-  local service ids
-  for service in "${ROLLING[@]}"; do
-    ids=$(of_generation "$service" "$NCR_GENERATION")
+take_back() { # remove what was started of this generation, as gently: the proxy may send it requests; the others were not touched
+  local service ids=''
+  for service in "${ROLLING[@]}"; do ids+=" $(of_generation "$service" "$NCR_GENERATION")"; done
+  if [[ -n ${ids//[[:space:]]/} ]]; then
     # shellcheck disable=SC2086 # ids
-    [[ -z $ids ]] || run docker rm -f $ids >/dev/null
-  done
+    run docker stop $ids >/dev/null
+    # shellcheck disable=SC2086
+    run docker rm -f $ids >/dev/null
+  fi
   write_journal target= step=
 }
 
@@ -375,7 +377,6 @@ undo_unfinished() {
 recover() { # what a killed deploy.sh left: finished if its new containers were good, else undone
   [[ -n ${JOURNAL[step]} ]] || return 0
   say "an earlier run was killed while it rolled out ${JOURNAL[target]} (step ${JOURNAL[step]})"
-  local release=${NCR_RELEASE:-} generation=${NCR_GENERATION:-}
   use_release "${JOURNAL[target]}" "${JOURNAL[generation]}"
   if [[ ${JOURNAL[step]} == switch ]]; then
     say "it had passed its checks: finishing it"
@@ -385,7 +386,7 @@ recover() { # what a killed deploy.sh left: finished if its new containers were 
     say "it had not passed its checks: undoing it"
     take_back
   fi
-  use_release "$release" "$generation"
+  unset NCR_RELEASE NCR_GENERATION
 }
 
 is_running() { # the wanted generation, everywhere and alone
