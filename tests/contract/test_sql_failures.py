@@ -51,14 +51,11 @@ def refusal(url: str) -> Unavailable:
 # --- connecting
 
 
-@pytest.mark.parametrize(
-    "url",
-    [f"postgresql+psycopg://ann:hunter2@127.0.0.1:{free_port()}/studio", "mysql+pymysql://ann:hunter2@127.0.0.1:1/studio"],
-)
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
 @fault("Database: unreachable", injector="closed port", invariants="A", outcome="told with host and name, within 3 s")
-def test_an_unreachable_server_is_named_with_its_database_but_not_its_password(url: str) -> None:
+def test_an_unreachable_server_is_named_with_its_database_but_not_its_password(driver: str) -> None:
     began = time.monotonic()
-    refused = refusal(url)
+    refused = refusal(f"{driver}://ann:hunter2@127.0.0.1:{free_port()}/studio")
     assert time.monotonic() - began < 10
     assert "127.0.0.1" in refused.message
     assert "studio" in refused.message
