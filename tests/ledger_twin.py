@@ -30,7 +30,7 @@ from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, r
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
 from ncr_upload.domain.packages import PackageFile, PackageSize, measure
-from ncr_upload.domain.parking import Parked, plan_probing
+from ncr_upload.domain.parking import FORGOTTEN_SECONDS, Parked, plan_probing
 from ncr_upload.domain.retries import LOOKS, count_attempt
 
 
@@ -459,7 +459,7 @@ class MemoryLedger:
     def park(self, destination: str, problem: Problem, probe_seconds: float) -> tuple[Parked, bool]:
         with self._lock:
             known = self._destinations.get(destination)
-            if known is not None and known.healed_at is None:
+            if known is not None and self._is_parked(known):
                 return self._read_parked(known), False
             now = self._clock()
             healthy = now - known.healed_at if known is not None and known.healed_at is not None else None
@@ -470,7 +470,10 @@ class MemoryLedger:
 
     def find_parked(self, destination: str) -> Parked | None:
         known = self._destinations.get(destination)
-        return None if known is None or known.healed_at is not None else self._read_parked(known)
+        return self._read_parked(known) if known is not None and self._is_parked(known) else None
+
+    def _is_parked(self, known: _Destination) -> bool:
+        return known.healed_at is None and known.parked.probe_at > self._clock() - FORGOTTEN_SECONDS
 
     def _read_parked(self, known: _Destination) -> Parked:
         return replace(known.parked, seconds_to_probe=max(0.0, known.parked.probe_at - self._clock()))
@@ -479,7 +482,7 @@ class MemoryLedger:
         return any(self._probe_is_due(known) for known in self._destinations.values())
 
     def _probe_is_due(self, known: _Destination) -> bool:
-        return known.healed_at is None and known.parked.probe_at <= self._clock()
+        return self._is_parked(known) and known.parked.probe_at <= self._clock()
 
     def take_probe(self, destination: str, hold_seconds: float) -> bool:
         with self._lock:
@@ -532,9 +535,9 @@ class MemoryLedger:
 
     # --- for tests
 
-    def make_probe_due(self) -> None:
+    def make_probe_due(self, seconds_ago: float) -> None:
         for known in self._destinations.values():
-            known.parked = replace(known.parked, probe_at=1.0)
+            known.parked = replace(known.parked, probe_at=self._clock() - seconds_ago)
 
     def set_time(self, column: str, task_id: str) -> None:
         """A column that holds a time, to long ago, if it is set."""

@@ -29,7 +29,8 @@ class Ledger:
     parking: Parking
     duties: Duties
     history: History
-    make_probe_due: Callable[[], None]
+    make_probe_due: Callable[[float], None]
+    """As if every parked destination had been parked, and its probe due, so many seconds ago."""
     set_time: Callable[[str, str], None]
     """Sets a column that holds a time to long ago, for the task with this id; NULL stays."""
 
@@ -68,6 +69,10 @@ def sql_ledger(engine: Engine) -> Ledger:
         with engine.begin() as connection:
             connection.execute(text(statement), {"t": task_id})
 
+    def make_probe_due(seconds_ago: float) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE ncr_parked_destinations SET probe_at = since - :s"), {"s": seconds_ago})
+
     return Ledger(
         SqlSubmissions(engine, max_attempts=3),
         SqlClaims(engine),
@@ -76,7 +81,7 @@ def sql_ledger(engine: Engine) -> Ledger:
         SqlParking(engine),
         SqlDuties(engine),
         SqlHistory(engine),
-        lambda: run("UPDATE ncr_parked_destinations SET probe_at = 1 WHERE destination <> :t", ""),
+        make_probe_due,
         lambda column, task_id: run(f"UPDATE ncr_jobs SET {column} = 1 WHERE task_id = :t AND {column} IS NOT NULL", task_id),
     )
 

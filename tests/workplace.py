@@ -104,7 +104,7 @@ class Workplace:
     def probe(self) -> None:
         """What the sweeper has one worker do when the probe of a parked destination is due."""
         with self.engine.begin() as connection:
-            connection.execute(text("UPDATE ncr_parked_destinations SET probe_at = 1"))
+            connection.execute(text("UPDATE ncr_parked_destinations SET probe_at = since - 1"))
         options, ports = deliveries.make_worker_options(self.settings, "test-worker"), self.ports()
         run_duty("probe", ports.pipeline, ports.duties, options.parking, options.janitor)
 

@@ -245,7 +245,7 @@ def test_a_parked_destination_spends_no_attempt_and_says_what_is_waited_for(work
 
 
 def probe(worker: Worker) -> None:
-    worker.ledger.make_probe_due()
+    worker.ledger.make_probe_due(1)
     run_duty("probe", worker.ports(), worker.ledger, PARKING, JANITOR)
 
 

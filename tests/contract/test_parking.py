@@ -79,7 +79,7 @@ def test_a_probe_is_taken_by_one_worker_when_it_is_due(ledger: Ledger) -> None:
     ledger.parking.park(PLACE, FULL, 30)
     assert not ledger.parking.probe_due()
     assert not ledger.parking.take_probe(PLACE, 60)
-    ledger.make_probe_due()
+    ledger.make_probe_due(1)
     assert ledger.parking.probe_due()
     taken: list[bool] = []
     threads = [threading.Thread(target=lambda: taken.append(ledger.parking.take_probe(PLACE, 60))) for _ in range(6)]
@@ -91,13 +91,23 @@ def test_a_probe_is_taken_by_one_worker_when_it_is_due(ledger: Ledger) -> None:
     assert not ledger.parking.probe_due()
 
 
+def test_a_destination_that_nobody_probes_any_more_is_forgotten_and_may_be_parked_anew(ledger: Ledger) -> None:
+    ledger.parking.park(PLACE, FULL, 30)
+    ledger.make_probe_due(3700)
+    assert not ledger.parking.probe_due()
+    assert not ledger.parking.take_probe(PLACE, 60)
+    assert ledger.parking.find_parked(PLACE) is None
+    parked, new = ledger.parking.park(PLACE, DENIED, 30)
+    assert (parked.code, new) == ("permission_denied", True)
+
+
 def test_a_failed_probe_tells_every_job_that_waits_and_sets_the_next(ledger: Ledger) -> None:
     waiting, running, elsewhere = ledger.accept("waiting", "running", "elsewhere")
     ledger.parking.park(PLACE, FULL, 30)
     wait_for(ledger, ledger.claim(waiting))
     wait_for(ledger, ledger.claim(elsewhere), ELSEWHERE)
     ledger.claim(running)
-    ledger.make_probe_due()
+    ledger.make_probe_due(1)
     assert ledger.parking.take_probe(PLACE, 60)
     stay_parked(ledger)
     parked, task = ledger.parking.find_parked(PLACE), find(ledger, waiting)

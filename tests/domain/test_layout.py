@@ -381,3 +381,9 @@ def test_the_timeline_says_that_a_gltf_under_materials_loses_its_textures() -> N
         "materials/oak/oak.png": f"{SKU}/materials/oak.png",
     }
     assert "'materials/oak/oak.png'" in layout.notes[0]
+
+
+def test_the_signature_of_a_presigned_url_in_place_of_a_key_is_not_told() -> None:
+    refused = refusal("https://s3.test/studio/a.glb?X-Amz-Signature=s3cr3t")
+    assert "s3cr3t" not in str(refused)
+    assert "https://s3.test/studio/a.glb?…" in refused.message

@@ -23,7 +23,8 @@ from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.retries import ErrorClass
 
 AT_ONCE = 3000
-"""Rings of one sweep: 10,000 waiting jobs are rung for within 15 s of a wiped Redis, and no sweep takes long."""
+"""Rings of one sweep: enough for every waiting job to be rung for soon after Redis was wiped, and few enough for no sweep to
+take long (a ring takes a millisecond or two)."""
 
 
 @dataclass(frozen=True, slots=True)

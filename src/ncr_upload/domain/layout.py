@@ -215,6 +215,10 @@ def _check_target(target: str, source: _Source) -> None:
 
 
 def _refuse_hostile(key: str, problem: str) -> Rejected:
+    """Where a presigned URL stands in for a key, its query is a secret and is not told."""
+    address, mark, _ = key.partition("?")
+    if mark and "://" in address:
+        key, problem = f"{address}?…", "it is a URL; a key is the path inside the bucket"
     return Rejected(
         "hostile_key", f"the object key {key!r} cannot be used: {problem}", "Rename the object and its file_path in job_files."
     )

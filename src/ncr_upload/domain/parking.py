@@ -10,6 +10,10 @@ RELAPSE_SECONDS = 1800.0
 SLOWEST = 16
 """How many times PROBE_SECONDS the slowest probing is apart."""
 
+FORGOTTEN_SECONDS = 3600.0
+"""A destination that nobody has probed for so long is no longer taken to be parked. Perhaps no worker has it any more, since
+its settings were changed; perhaps no worker ran: then the next job finds out how it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parked:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, case, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import problem_columns
 from ncr_upload.adapters.sql.tables import db_now, duties, events, jobs, parked_destinations
 from ncr_upload.domain.jobs import Problem
-from ncr_upload.domain.parking import Parked, plan_probing
+from ncr_upload.domain.parking import FORGOTTEN_SECONDS, Parked, plan_probing
 
 PROBER = "probe"
 RACES = 3
@@ -39,7 +39,7 @@ class SqlParking:
         known = select(parked_destinations, db_now().label("now")).where(_is(destination)).with_for_update()
         with self._engine.begin() as connection:
             row = connection.execute(known).one_or_none()
-            if row is not None and row.healed_at is None:
+            if row is not None and row.healed_at is None and row.probe_at > row.now - FORGOTTEN_SECONDS:
                 return _read(connection, destination), False
             seconds = plan_probing(
                 probe_seconds, row.probe_seconds if row else None, row.now - row.healed_at if row and row.healed_at else None
@@ -169,7 +169,8 @@ def _is(destination: str) -> ColumnElement[bool]:
 
 
 def _is_parked() -> ColumnElement[bool]:
-    return parked_destinations.c.healed_at.is_(None)
+    probed = parked_destinations.c.probe_at > db_now() - FORGOTTEN_SECONDS
+    return and_(parked_destinations.c.healed_at.is_(None), probed)
 
 
 def _waiting_for(destination: str) -> tuple[ColumnElement[bool], ...]:
