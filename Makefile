@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SEED   ?=
 TRIALS ?=
+JOBS   ?= 500
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test chaos deploy-test check format docs lock clean servers
@@ -40,6 +41,9 @@ chaos: $(READY) servers ## Break everything at random for ten minutes and judge 
 
 deploy-test: $(READY) ## Deploy, roll back, kill and restore under load on this machine's Docker (ten minutes; deploy.json)
 	@$(BIN)/python tests/deploy/run.py
+
+soak: $(READY) ## Deliver JOBS=500 small jobs while memory comes and goes (root; benchmarks/soak.py --help)
+	@$(BIN)/python benchmarks/soak.py --jobs $(JOBS) --out soak.json
 
 check: $(READY) ## Format, lint, types and import contracts (under a minute)
 	@$(BIN)/ruff format --check .

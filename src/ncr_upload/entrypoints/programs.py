@@ -51,6 +51,7 @@ def run_worker(settings: Settings, concurrency: int | None) -> None:
         "--events",
         "--without-gossip",
         "--without-mingle",
+        f"--hostname=ncr-{os.getpid()}@%h",  # two workers of one host have each their own name, report and answers
     ]
     app.worker_main([*arguments, f"--concurrency={concurrency}"] if concurrency else arguments)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
@@ -17,7 +17,7 @@ from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
 from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page
 from ncr_upload.domain.batches import Share
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
+from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task, progress_percent
 
 ROWS_PER_STATEMENT = 500
 RACES = 3
@@ -31,8 +31,7 @@ class SqlSubmissions:
 
     def __init__(self, engine: Engine, *, max_attempts: int) -> None:
         self._engine = engine
-        columns = (column.name for column in jobs.columns if column.name not in ("id", "live_job_id"))
-        self._blank: dict[str, Any] = dict.fromkeys(columns) | {"max_attempts": max_attempts}
+        self._max_attempts = max_attempts
 
     @whole_transaction
     def accept(
@@ -85,17 +84,17 @@ class SqlSubmissions:
             left_out = [{"batch_id": batch_id, "job_id": each.job_id, "task_id": each.task_id} for each in skipped]
             connection.execute(insert(conflicts), left_out)
         held = f"{remark}; waits for its turn in the batch"
-        rows = [
-            self._blank | _row(job, batch_id, now, remark if index < release else held, released=index < release)
+        tasks = [
+            _new_task(job, batch_id, now, remark if index < release else held, self._max_attempts, released=index < release)
             for index, job in enumerate(new_jobs)
         ]
-        connection.execute(insert(jobs), rows)
-        connection.execute(insert(events), [_accepted_event(row) for row in rows])
+        _write_tasks(connection, tasks)
+        _write_accepted(connection, tasks, batch_id)
         if idempotency is not None:
-            first = {"task_id": rows[0]["task_id"], "batch_id": batch_id, "created_at": now}
+            first = {"task_id": tasks[0].task_id, "batch_id": batch_id, "created_at": now}
             key = {"idempotency_key": idempotency.key, "fingerprint": idempotency.fingerprint}
             connection.execute(insert(idempotency_keys).values(**key, **first))
-        return [task_of(row) for row in rows]
+        return tasks
 
     def _find_first(self, idempotency: Idempotency) -> list[Task] | KeyReused | None:
         """What the key was answered the first time; None if it is new."""
@@ -287,36 +286,62 @@ def _cancelled() -> dict[str, Any]:
     }
 
 
-def _row(job: NewJob, batch_id: str | None, now: float, message: str, *, released: bool) -> dict[str, Any]:
-    return {
-        "task_id": str(uuid.uuid4()),
-        "job_id": job.job_id,
-        "username": job.username,
-        "campaign": job.campaign,
-        "row_id": job.row_id,
-        "batch_id": batch_id,
-        "status": Status.PENDING.value,
-        "stage": Stage.QUEUED.value,
-        "message": message,
-        "attempt": 0,
-        "claimable_at": now if released else None,
-        "fence": 0,
-        "cancel_requested": 0,
-        "created_at": now,
-        "updated_at": now,
-    }
+def _new_task(job: NewJob, batch_id: str | None, now: float, message: str, max_attempts: int, *, released: bool) -> Task:
+    return Task(
+        task_id=str(uuid.uuid4()),
+        job_id=job.job_id,
+        username=job.username,
+        campaign=job.campaign,
+        row_id=job.row_id,
+        batch_id=batch_id,
+        status=Status.PENDING,
+        stage=Stage.QUEUED,
+        progress=progress_percent(Stage.QUEUED),
+        message=message,
+        attempt=0,
+        max_attempts=max_attempts,
+        created_at=now,
+        updated_at=now,
+        due_at=now if released else None,
+    )
 
 
-def _accepted_event(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "task_id": row["task_id"],
-        "at": row["created_at"],
-        "attempt": 0,
-        "stage": Stage.QUEUED.value,
-        "kind": "accepted",
-        "actor": f"user {row['username']}"[:255],
-        "message": row["message"],
-    }
+NEW_COLUMNS = (
+    *("task_id", "job_id", "username", "campaign", "row_id", "batch_id", "status", "stage", "message", "attempt"),
+    *("max_attempts", "created_at", "updated_at", "claimable_at", "fence", "cancel_requested"),
+)
+
+
+def _write_tasks(connection: Connection, tasks: Sequence[Task]) -> None:
+    """The columns of a new task, given to the driver as they are: with those that stay NULL, and by way of SQLAlchemy, 10,000
+    tasks take twice as long."""
+    status, stage = Status.PENDING.value, Stage.QUEUED.value
+    rows = [
+        (
+            *(task.task_id, task.job_id, task.username, task.campaign, task.row_id, task.batch_id, status, stage, task.message),
+            *(0, task.max_attempts, task.created_at, task.updated_at, task.due_at, 0, 0),
+        )
+        for task in tasks
+    ]
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    places = ", ".join([mark] * len(NEW_COLUMNS))
+    statement = f"INSERT INTO {jobs.name} ({', '.join(NEW_COLUMNS)}) VALUES ({places})"  # noqa: S608 - names of ours only
+    connection.exec_driver_sql(statement, rows)
+
+
+def _write_accepted(connection: Connection, tasks: Sequence[Task], batch_id: str | None) -> None:
+    """The first line of each task's history; those of a batch by one statement, from the rows that were just written."""
+    first = {"attempt": 0, "stage": Stage.QUEUED.value, "kind": "accepted"}
+    if batch_id is None:
+        lines = [{"task_id": each.task_id, "at": each.created_at, "message": each.message} for each in tasks]
+        actors = [{"actor": f"user {each.username}"} for each in tasks]
+        connection.execute(insert(events), [first | line | actor for line, actor in zip(lines, actors, strict=True)])
+        return
+    same = [literal(value) for value in first.values()]
+    actor = literal("user ") + jobs.c.username
+    written = select(jobs.c.task_id, jobs.c.created_at, *same, actor, jobs.c.message).where(jobs.c.batch_id == batch_id)
+    names = ["task_id", "at", *first, "actor", "message"]
+    connection.execute(insert(events).from_select(names, written.order_by(jobs.c.id)))
 
 
 def _page(connection: Connection, query: Select[Any], limit: int, cursor: str | None) -> Page:

@@ -6,7 +6,8 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request
+from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from ncr_upload.application import queries
 from ncr_upload.application.lanes import ANSWER_SECONDS
@@ -119,7 +120,7 @@ async def process_batch(
     api: In,
     on_conflict: Annotated[OnConflict, Query(description="What to do when a job is in flight already.")] = OnConflict.SKIP,
     idempotency_key: IdempotencyKey = None,
-) -> dict[str, Any]:
+) -> Response:
     """Accept 1 to 10,000 jobs. BATCH_SIZE of them are in flight at most; the others wait for their turn.
 
     A job that is in flight already is left out and named in `conflicts`, here and in the batch's status; with
@@ -140,7 +141,9 @@ async def process_batch(
         ),
         ANSWER_SECONDS + len(jobs) * SECONDS_PER_JOB,
     )
-    return _describe_batch(_accepted(answer, api), request)
+    return JSONResponse(
+        _describe_batch(_accepted(answer, api), request), 202
+    )  # written as it is: 10,000 jobs were checked once
 
 
 @router.get(
