@@ -1,0 +1,36 @@
+"""What a run says of itself: on which databases its tests ran."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+
+import pytest
+
+from databases import SERVERS
+from parts import find
+
+_PROGRAMS = {"postgresql": "postgres", "mariadb": "mariadbd"}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
+    told = []
+    for engine in ("sqlite", *SERVERS):
+        count = sum(engine in re.split(r"[\[\]-]", nodeid) for nodeid in passed)
+        if count:
+            told.append(f"{count} on {engine} {_version(engine)}")
+    if told:
+        terminalreporter.write_line(f"databases: {', '.join(told)}")
+
+
+def _version(engine: str) -> str:
+    if engine == "sqlite":
+        return sqlite3.sqlite_version
+    program = find(_PROGRAMS[engine])
+    if program is None:
+        return "(unknown version)"
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\d+(\.\d+)+", said)
+    return found[0] if found else "(unknown version)"
