@@ -160,7 +160,7 @@ def find_leftovers(stack: RunningStack) -> dict[str, int]:
 
     def look() -> dict[str, int]:
         with Redis.from_url(stack.endpoints["redis"]["url"]) as client:
-            keys = [key.decode() for key in client.scan_iter() if not key.startswith(b"_kombu.binding.")]
+            keys = [key.decode() for key in client.scan_iter() if not key.startswith(b"_kombu.binding")]
         work, staging = stack.state_dir / "work", Path(stack.endpoints["sftp"]["root"]) / ".ncr-staging"
         left = {"redis_keys": len(keys), **dict.fromkeys(keys[:20], 1)}
         for name, folder in (("work_dir", work), ("staging", staging)):
@@ -200,9 +200,10 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         began = time.monotonic()
         client = running.enter_context(stack.client())
         job_ids = [f"soak-{number}" for number in range(options.jobs)]
-        batches = [
-            send(client, job_ids[start : start + options.batch], told) for start in range(0, options.jobs, options.batch)
-        ]
+        batches = []
+        for start in range(0, options.jobs, options.batch):
+            batches.append(send(client, job_ids[start : start + options.batch], told))
+            time.sleep(options.pause)
         wait_for_end(engine, options.limit)
         seconds = time.monotonic() - began
         if not options.steady:
@@ -244,6 +245,7 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--jobs", type=int, default=500)
     asked.add_argument("--batch", type=int, default=50, help="jobs in a batch")
+    asked.add_argument("--pause", type=float, default=4, help="seconds between two batches, so that some meet a full memory")
     asked.add_argument("--on", type=float, default=10, help="seconds over the limit")
     asked.add_argument("--off", type=float, default=15, help="seconds below it")
     asked.add_argument("--limit", type=float, default=HOUR, help="seconds until it is given up")
