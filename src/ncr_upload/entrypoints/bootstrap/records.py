@@ -118,6 +118,8 @@ def check_database_tables(settings: Settings) -> None:
 def _upgrade_when_there(settings: Settings) -> None:
     while True:
         try:
+            if not _needs_upgrade(settings):
+                return
             before, after = upgrade_database(settings)
         except Unavailable as error:
             log.warning("waiting_for_database", reason=error.message, next_step=error.next_step)
@@ -126,6 +128,17 @@ def _upgrade_when_there(settings: Settings) -> None:
             if before != after:
                 log.info("database_upgraded", before=before, after=after)
             return
+
+
+def _needs_upgrade(settings: Settings) -> bool:
+    """Asked without the migration's patience: a database that is away, or locked, is to be told of soon."""
+    engine = make_engine(settings, pool_size=1)
+    try:
+        with translated_errors(engine):
+            revision = current_revision(engine)
+    finally:
+        engine.dispose()
+    return revision is None or revision < newest_revision()
 
 
 def check_database(engine: Engine) -> None:
