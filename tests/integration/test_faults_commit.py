@@ -105,7 +105,7 @@ def assert_delivered_once(lossy: Workplace, ended: Task, product: Product) -> No
     assert row["upload_count"] == 1
     assert len(lossy.studio_rows("email")) == len(lossy.studio_rows("history_log")) == 1
     assert sum(line.startswith("completed") for line in lossy.history(ended)) == 1
-    lossy.sweep_staging(ended)
+    lossy.sweep(ended)
     assert lossy.leftovers() == []
 
 
