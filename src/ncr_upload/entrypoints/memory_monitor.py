@@ -11,7 +11,7 @@ from ncr_upload.application.monitoring import MemoryWatch, observe
 from ncr_upload.application.ports import WorkerReport
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.bootstrap.deliveries import make_host, make_limits
-from ncr_upload.entrypoints.bootstrap.records import open_reports
+from ncr_upload.entrypoints.bootstrap.records import open_reports, sweep_work_dir
 from ncr_upload.entrypoints.settings import Settings, load_settings
 
 log = structlog.get_logger("ncr.memory")
@@ -33,6 +33,7 @@ class WorkerMonitor(bootsteps.StartStopStep):  # type: ignore[misc]
         configured = parent.concurrency or self._settings.celery_worker_concurrency
         parent.timer.call_after(0, self._check, (parent.hostname, configured))
         parent.timer.call_repeatedly(interval, self._check, (parent.hostname, configured))
+        parent.timer.call_repeatedly(self._settings.sweep_seconds, self._sweep)
 
     def stop(self, parent: Any) -> None:
         try:
@@ -40,6 +41,15 @@ class WorkerMonitor(bootsteps.StartStopStep):  # type: ignore[misc]
                 reports.leave(parent.hostname)
         except Unavailable as error:
             log.info("report_not_removed", code=error.code)
+
+    def _sweep(self) -> None:
+        """On every host that has a WORK_DIR: beat may run elsewhere. A thread would do it beside the forks of children, and
+        a child forked while it holds a lock hangs for ever."""
+        try:
+            if removed := sweep_work_dir(self._settings):
+                log.info("workspaces_swept", removed=removed)
+        except Unavailable as error:
+            log.info("workspaces_left_for_now", code=error.code, reason=error.message)
 
     def _check(self, worker: str, configured: int) -> None:
         self._watch.look(make_host())

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-import time
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +21,7 @@ from ncr_upload.application.recovery import SweepPorts, release_and_ring
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, HandedOver, Unavailable
 from ncr_upload.entrypoints.alive import show_alive
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports, sweep_work_dir
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports
 from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.drain import Drain, keep_from_children, listen_in_child
 from ncr_upload.entrypoints.logs import set_up_logs
@@ -63,21 +61,7 @@ def _when_ready(sender: Any, **_: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _begin(pool: Any) -> None:
-    threading.Thread(target=_sweep_work_dir, name="workspaces", daemon=True).start()
     _listen(pool)
-
-
-def _sweep_work_dir() -> None:
-    """On every host that has a WORK_DIR, from the worker's main process: beat may run elsewhere."""
-    while True:
-        try:
-            if removed := sweep_work_dir(settings):
-                log.info("workspaces_swept", removed=removed)
-        except Unavailable as error:
-            log.info("workspaces_left_for_now", code=error.code, reason=error.message)
-        except Exception:
-            log.exception("workspaces_not_swept")
-        time.sleep(settings.sweep_seconds)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
