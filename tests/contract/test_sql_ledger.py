@@ -119,11 +119,11 @@ def test_a_locked_database_is_unavailable_and_names_it_without_a_password(ledger
             ledger.accept("job-1")
 
 
-@pytest.mark.parametrize("statement", ["DROP TABLE ncr_idempotency", "ALTER TABLE ncr_jobs DROP COLUMN verdict"])
+@pytest.mark.parametrize("statement", ["DROP TABLE ncr_idempotency", "ALTER TABLE ncr_jobs DROP COLUMN campaign"])
 def test_a_missing_table_or_column_is_named_with_what_to_do(ledger: Ledger, engine: Engine, statement: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(statement))
-    with pytest.raises(Unavailable, match=r"ncr_idempotency|verdict") as told:
+    with pytest.raises(Unavailable, match=r"ncr_idempotency|campaign") as told:
         ledger.submissions.accept(
             [NewJob("job-1", "ann", "spring")], batch_id=None, release=1, idempotency=Idempotency("k-1", "f" * 64)
         )
