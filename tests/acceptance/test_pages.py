@@ -127,7 +127,7 @@ def test_redoc_shows_every_operation_offline(newcomer: Newcomer, tab: Tab) -> No
 
 def test_flower_shows_the_worker_online(newcomer: Newcomer, tab: Tab) -> None:
     tab.open(f"{newcomer.flower_url}/")
-    row = tab.page.locator("#workers-table tbody tr", has_text="celery@")
+    row = tab.page.locator("#workers-table tbody tr", has_text="ncr-")
     expect(row).to_have_count(1)
     expect(row).to_contain_text("Online")
 

@@ -58,7 +58,7 @@ def test_a_limit_below_what_a_child_needs_does_not_replace_it_after_every_job(st
 def test_a_worker_says_how_it_is_and_that_it_has_gone(stack: RunningStack) -> None:
     with stack.client() as client:
         (worker,) = client.get("/memory-stats").json()["workers"]
-        assert worker["worker"].startswith("celery@")
+        assert worker["worker"].startswith("ncr-")
         assert worker["resident_bytes"] > 20 * 1024**2
         assert (worker["configured"], worker["free_disk_bytes"] > 0) == (1, True)
         psutil.Process(stack.endpoints["pids"]["worker"]).terminate()

@@ -59,7 +59,7 @@ def test_an_unforeseen_fault_is_logged_with_its_trace_and_ends_after_bounded_tri
 ) -> None:
     workplace.place(job_id, small)
     workplace.place(f"{job_id}-good", small)
-    workplace.change(max_attempts=5)
+    workplace.change(max_attempts=5, retry_base_seconds=1e-6)  # due again at once
     (bad,), (good,) = workplace.submit(job_id), workplace.submit(f"{job_id}-good")
     lines = run_worker(workplace, place, f"!{bad.task_id}", good.task_id, *[f"!{bad.task_id}"] * 4)
     traces = [line for line in lines if line["level"] == "error"]

@@ -124,12 +124,6 @@ async def _run_under(lease: Lease, delivery: Delivery) -> None:
         if lease.ended is not None:
             raise lease.ended from None
         raise
-    finally:
-        lease.when_ended(_nothing_to_stop)
-
-
-def _nothing_to_stop() -> None:
-    """The attempt is over; it is being settled."""
 
 
 def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Exception:

@@ -42,13 +42,15 @@ class MemoryWatch:
     def look(self, host: Host) -> None:
         memory = host.memory()
         was_over, self._is_over = self._is_over, memory.used_percent > self._limit_percent
+        if was_over == self._is_over:
+            return
         facts = (
             f"{memory.used_percent:.1f} % of the {memory.source} memory is in use, the limit is {self._limit_percent:g} %; "
             f"{host.process_memory(children=True) // MIB} MB of it are this program's"
         )
-        if self._is_over and not was_over:
+        if self._is_over:
             log.warning("memory: %s. New jobs wait: free memory, or raise MAX_MEMORY_USAGE_PERCENT", facts)
-        elif was_over and not self._is_over:
+        else:
             log.info("memory: below the limit again: %s", facts)
 
 

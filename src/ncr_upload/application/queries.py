@@ -173,21 +173,19 @@ async def read_workers(ports: ApiPorts) -> dict[str, Any]:
         ports.board.ping()  # workers are asked through Redis, and asking takes long without it
         return ports.queue.workers()
 
-    workers, depth = await asyncio.gather(
-        _answer_or_error(ports.lanes.worker.run(ask_workers)), _answer_or_error(ports.lanes.queue.run(ports.queue.depth))
-    )
+    workers, depth = await asyncio.gather(_answer_or_error(ports.lanes.worker.run(ask_workers)), read_depths(ports))
     told: dict[str, Any] = {} if isinstance(workers, Unavailable) else workers
     return {
         "active": told.get("active", {}),
         "scheduled": told.get("scheduled", {}),
         "stats": told.get("stats", {}),
-        "queues": {ports.queue_name: None if isinstance(depth, Unavailable) else depth},
+        "queues": {ports.queue_name: None} if isinstance(depth, Unavailable) else depth,
         "problems": [error.message for error in (workers, depth) if isinstance(error, Unavailable)],
     }
 
 
 async def read_depths(ports: ApiPorts) -> dict[str, int] | Unavailable:
-    """Messages that wait, by queue."""
+    """Messages that wait, by queue; those that are read first are counted with the others."""
 
     def ask() -> dict[str, int]:
         return {ports.queue_name: ports.queue.depth() + ports.queue.depth(first=True)}

@@ -1,4 +1,5 @@
-"""Looks at the memory and the disk of a worker's host every MEMORY_CHECK_INTERVAL seconds."""
+"""What a worker's main process does for its host: looks at memory and disk every MEMORY_CHECK_INTERVAL seconds, and sweeps
+WORK_DIR every SWEEP_SECONDS."""
 
 from __future__ import annotations
 

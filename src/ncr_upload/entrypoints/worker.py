@@ -56,12 +56,7 @@ def _keep_our_logs(**_: Any) -> None:
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _when_ready(sender: Any, **_: Any) -> None:
-    _begin(sender.pool)  # Celery says so again whenever it has connected anew
-
-
-@lru_cache(maxsize=1)
-def _begin(pool: Any) -> None:
-    _listen(pool)
+    _listen(sender.pool)  # Celery says so again whenever it has connected anew
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -74,6 +69,7 @@ def _after_fork(**_: Any) -> None:
     listen_in_child(leaving)
 
 
+@lru_cache(maxsize=1)
 def _listen(pool: Any) -> None:
     def stop_fetching() -> None:
         worker_state.should_stop = os.EX_OK

@@ -17,7 +17,6 @@ import json
 import posixpath
 import re
 import secrets
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -67,14 +66,11 @@ class SftpDropoff:
             first = await _open_channel(connection, self._login.address, self._timeout_seconds)
             yield SftpSession(connection, first, self._base, self._channels)
 
-    async def try_writing(self) -> tuple[str, ...]:
-        """Make and remove a folder where packages are staged; the extensions the server offers. Raises as a session does."""
-        async with connected(self._login, self._timeout_seconds) as connection:
-            remote = await _open_channel(connection, self._login.address, self._timeout_seconds)
-            folder = posixpath.join(self._base, STAGING, f"doctor.{uuid.uuid4().hex[:12]}")
-            await remote.make_folders(folder)
-            await remote.remove_folders([folder])
-            return remote.extensions()
+    async def probe(self) -> tuple[str, ...]:
+        """Probe as a session does; the extensions the server offers."""
+        async with self.session() as session:
+            await session.probe()
+            return session.extensions()
 
 
 class SftpSession:
@@ -103,6 +99,9 @@ class SftpSession:
                     await self._remote.remove_tree(folder)
                 raise
             await self._remote.remove_tree(folder)
+
+    def extensions(self) -> tuple[str, ...]:
+        return self._remote.extensions()
 
     # --- ownership ----------------------------------------------------------------------------------------------
 

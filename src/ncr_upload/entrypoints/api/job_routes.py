@@ -141,9 +141,8 @@ async def process_batch(
         ),
         ANSWER_SECONDS + len(jobs) * SECONDS_PER_JOB,
     )
-    return JSONResponse(
-        _describe_batch(_accepted(answer, api), request), 202
-    )  # written as it is: 10,000 jobs were checked once
+    described = _describe_batch(_accepted(answer, api), request)
+    return JSONResponse(described, 202)  # not checked against its model: that takes long for 10,000 jobs
 
 
 @router.get(

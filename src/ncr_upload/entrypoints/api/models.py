@@ -421,7 +421,7 @@ class MemoryView(BaseModel):
                     "recommended_concurrency": 4,
                     "workers": [
                         {
-                            "worker": "celery@host",
+                            "worker": "ncr-17@host",
                             "seen_at": TIME,
                             "resident_bytes": 524288000,
                             "used_bytes": 858993459,
@@ -456,10 +456,10 @@ class CeleryView(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "active": {"celery@host": []},
-                    "scheduled": {"celery@host": []},
-                    "stats": {"celery@host": {"total": {"ncr.run_job": 12}}},
-                    "workers": ["celery@host"],
+                    "active": {"ncr-17@host": []},
+                    "scheduled": {"ncr-17@host": []},
+                    "stats": {"ncr-17@host": {"total": {"ncr.run_job": 12}}},
+                    "workers": ["ncr-17@host"],
                     "queues": {"ncr_jobs": 0},
                     "problems": [],
                     "timestamp": TIME,

@@ -172,10 +172,10 @@ def _check_validator(settings: Settings) -> Iterator[str | Doubt]:
 
 def _check_dropoff(settings: Settings) -> Iterator[str | Doubt]:
     patient = settings.model_copy(update={"sftp_timeout_seconds": min(settings.sftp_timeout_seconds, ANSWER_SECONDS)})
-    offered = bounded("sftp", deliveries.make_dropoff(patient).try_writing, ANSWER_SECONDS)()
+    offered = bounded("sftp", deliveries.make_dropoff(patient).probe, ANSWER_SECONDS)()
     place = f"{settings.sftp_host}:{settings.sftp_port}"
     yield f"{place} shows the pinned host key and takes the login of {settings.sftp_username!r}"
-    yield f"a folder could be made and removed below {settings.sftp_base_dir}"
+    yield f"a file could be written and removed below {settings.sftp_base_dir}"
     yield f"extensions: {', '.join(offered) or 'none (none is needed)'}"
 
 
