@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := $(VENV)/.peers
 SEED   ?=
 TRIALS ?=
 JOBS   ?= 500
+ONLY   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test chaos deploy-test check format docs lock clean servers
+.PHONY: help setup demo dev test chaos deploy-test soak bench check format docs lock clean servers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +46,13 @@ deploy-test: $(READY) ## Deploy, roll back, kill and restore under load on this 
 
 soak: $(READY) ## Deliver JOBS=500 small jobs while memory comes and goes (root; benchmarks/soak.py --help)
 	@$(BIN)/python benchmarks/soak.py --jobs $(JOBS) --out soak.json
+
+bench: $(PEERS) servers ## Measure every figure beside its peer's: benchmarks/results.json, docs/performance.md (ONLY=package)
+	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+$(PEERS): $(READY) requirements-bench.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt 2>$(VENV)/pip.log || (cat $(VENV)/pip.log >&2; exit 1)
+	@touch $@
 
 check: $(READY) ## Format, lint, types and import contracts (under a minute)
 	@$(BIN)/ruff format --check .

@@ -12,10 +12,11 @@ uv=${UV:-.venv/bin/uv}
 "$uv" lock --quiet "$@"
 "$uv" export --quiet --frozen --no-emit-project --no-dev --extra validator --no-header -o requirements.txt >/dev/null
 "$uv" export --quiet --frozen --no-emit-project --all-extras --no-header -o requirements-dev.txt >/dev/null
+"$uv" export --quiet --frozen --no-emit-project --only-group bench --no-header -o requirements-bench.txt >/dev/null
 sed -i -E \
   -e 's#registry = "https?://[^"]*"#registry = "https://index.invalid/simple"#' \
   -e 's#url = "https?://[^"]*/([^"/]*)"#url = "https://index.invalid/\1"#' uv.lock
-if grep -E 'https?://' requirements.txt requirements-dev.txt; then
+if grep -E 'https?://' requirements*.txt; then
   echo "lock: a requirements file names an index; export without it" >&2
   exit 1
 fi

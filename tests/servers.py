@@ -55,13 +55,13 @@ class S3Server:
 
 
 @contextmanager
-def start_s3(folder: Path, bucket: str = "studio") -> Iterator[S3Server]:
-    """rclone's S3 server: checks signatures, keeps objects as files."""
+def start_s3(folder: Path, bucket: str = "studio", *more: str) -> Iterator[S3Server]:
+    """rclone's S3 server: checks signatures, keeps objects as files. `more`: further options of it."""
     access_key, secret_key = "test-access-key", "test-secret-key"
     (folder / bucket).mkdir(parents=True, exist_ok=True)
     command = [require("rclone"), "serve", "s3", "--config", "", "--addr", "127.0.0.1:0"]
-    command += ["--auth-key", f"{access_key},{secret_key}", str(folder)]
-    with _process(command, r"Starting s3 server on \[(?P<found>http://[^/]+)/\]") as endpoint:
+    command += ["--auth-key", f"{access_key},{secret_key}", *more, str(folder)]
+    with run_server(command, r"Starting s3 server on \[(?P<found>http://[^/]+)/\]") as endpoint:
         yield S3Server(endpoint, access_key, secret_key, bucket, folder)
 
 
@@ -98,7 +98,7 @@ def start_asyncssh(folder: Path, *, extensions: bool = True) -> Iterator[SftpSer
     control.write_text("")
     command = [sys.executable, str(Path(__file__).with_name("sftp_program.py"))]
     command += [str(root), str(key), str(control), "partner", "secret"] + ([] if extensions else ["--plain"])
-    with _process(command, r"listening on (?P<found>\d+)") as port:
+    with run_server(command, r"listening on (?P<found>\d+)") as port:
         login = SftpLogin("127.0.0.1", int(port), "partner", "secret", host_key=public)
         yield SftpServer(login, "/", root, control)
 
@@ -124,7 +124,7 @@ def start_sshd(folder: Path, *, max_sessions: int = 10, user: str | None = None)
         port = free_port()
         command = [program, "-D", "-e", "-f", str(config), "-p", str(port)]
         try:
-            with _process(command, rf"Server listening on 127\.0\.0\.1 port (?P<found>{port})") as _:
+            with run_server(command, rf"Server listening on 127\.0\.0\.1 port (?P<found>{port})") as _:
                 login = SftpLogin("127.0.0.1", port, user or getpass.getuser(), private_key=user_key, host_key=public)
                 yield SftpServer(login, str(root), root)
                 return
@@ -310,7 +310,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(command: Sequence[str], ready: str) -> Iterator[str]:
+def run_server(command: Sequence[str], ready: str) -> Iterator[str]:
     """Run a server until the block ends; yields what group `found` of `ready` matched in its output."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines: list[str] = []

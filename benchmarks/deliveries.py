@@ -1,0 +1,75 @@
+"""Whole jobs beside rclone's bare copy and the baseline's job, over loopback and over the emulated WAN."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import peers
+from datasets import MANY_SMALL, ONE_HUGE, PACKAGE, DataSet
+from figures import Figure, compare
+from place import Cost, Place, know_hashes
+
+Runs = dict[str, list[Cost]]
+
+
+def take_turns(rounds: int, sides: Mapping[str, Callable[[], Cost]]) -> Runs:
+    """Each side once a round, each first in turn, so that what else the machine does meets all alike."""
+    names, found = list(sides), {name: list[Cost]() for name in sides}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in (*names[first:], *names[:first]):
+            os.sync()
+            cost = sides[name]()
+            found[name].append(cost)
+            print(
+                f"    {name:12} {cost.wall_seconds:8.2f} s  {cost.cpu_seconds:8.2f} CPU s   (load {os.getloadavg()[0]:.1f})",
+                flush=True,
+            )
+    return found
+
+
+def walls(costs: list[Cost]) -> list[float]:
+    return [cost.wall_seconds for cost in costs]
+
+
+def cpus(costs: list[Cost]) -> list[float]:
+    return [cost.cpu_seconds for cost in costs]
+
+
+# --- loopback ---------------------------------------------------------------------------------------------------
+
+
+def measure_package(place: Place, rounds: int) -> Iterator[Figure]:
+    return _on_loopback(place, PACKAGE, rounds, baseline_rounds=3)
+
+
+def measure_many_small(place: Place, rounds: int) -> Iterator[Figure]:
+    return _on_loopback(place, MANY_SMALL, rounds, baseline_rounds=3)
+
+
+def measure_one_huge(place: Place, rounds: int) -> Iterator[Figure]:
+    """The baseline takes about a minute, and is given one round."""
+    return _on_loopback(place, ONE_HUGE, rounds, baseline_rounds=1)
+
+
+def _on_loopback(place: Place, data: DataSet, rounds: int, baseline_rounds: int) -> Iterator[Figure]:
+    know_hashes(place, data)
+    route, worker = place.loopback, place.worker(place.loopback)
+    worker.deliver(data)  # warms up caches, for both
+    runs = take_turns(rounds, {"ours": lambda: worker.deliver(data), "rclone": lambda: peers.rclone_copy(place, route, data)})
+    peer = f"rclone {peers.rclone_version()} copy"
+    yield compare(f"{data.name}.wall.rclone", peer, walls(runs["ours"]), walls(runs["rclone"]))
+    yield compare(f"{data.name}.cpu.rclone", peer, cpus(runs["ours"]), cpus(runs["rclone"]))
+    runs = take_turns(
+        min(rounds, baseline_rounds),
+        {"ours": lambda: worker.deliver(data), "baseline": lambda: peers.baseline(place, route, data)},
+    )
+    yield compare(
+        f"{data.name}.wall.baseline", "boto3, zipfile, requests, paramiko", walls(runs["ours"]), walls(runs["baseline"])
+    )
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
