@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ncr_upload.application.arrivals import Follower, Turns
 from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Staged, Verdict
 from ncr_upload.domain.errors import LeaseLost, Rejected, Unavailable
 
@@ -38,7 +39,16 @@ class MemoryObjectStore:
         content = self._content(key)
         return ObjectInfo(key, len(content), _md5(content))
 
-    async def fetch(self, key: str, to: Path, on_bytes: OnBytes) -> Fetched:
+    async def fetch(
+        self,
+        key: str,
+        to: Path,
+        on_bytes: OnBytes,
+        *,
+        known: ObjectInfo | None = None,
+        turns: Turns | None = None,
+        follower: Follower | None = None,
+    ) -> Fetched:
         content = self._content(key)
         self.fetched.append(key)
         for start in range(0, len(content), CHUNK_BYTES):

@@ -10,12 +10,14 @@ import subprocess
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ncr_upload.adapters import zip_archive
 from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import Rejected, Unavailable
 from packages_on_disk import write_package
@@ -43,10 +45,10 @@ def files(tmp_path: Path) -> list[LocalFile]:
     return write_package(tmp_path / "files", CONTENTS)
 
 
-async def one_by_one(files: Sequence[LocalFile], pause_seconds: float = 0) -> AsyncIterator[LocalFile]:
+async def one_by_one(files: Sequence[LocalFile], pause_seconds: float = 0) -> AsyncIterator[Arrival]:
     for file in files:
         await asyncio.sleep(pause_seconds)
-        yield file
+        yield Arrival.of(file)
 
 
 async def archive(files: Sequence[LocalFile], pause_seconds: float = 0) -> bytes:
@@ -135,12 +137,12 @@ async def test_the_first_bytes_leave_before_the_last_file_has_arrived(files: lis
     arrived: list[str] = []
     last = asyncio.Event()
 
-    async def arriving() -> AsyncIterator[LocalFile]:
+    async def arriving() -> AsyncIterator[Arrival]:
         for local in files:
             if local is files[-1]:
                 await last.wait()
             arrived.append(local.file.target)
-            yield local
+            yield Arrival.of(local)
 
     chunks = ZipArchiver().stream(arriving())
     assert (await anext(chunks)).startswith(b"PK")
@@ -150,9 +152,36 @@ async def test_the_first_bytes_leave_before_the_last_file_has_arrived(files: lis
     assert len(arrived) == len(files)
 
 
+async def test_a_large_or_uncompressed_file_enters_the_zip_while_it_arrives(
+    files: list[LocalFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zip_archive, "LARGE_BYTES", 2_000_000)
+    for local in (files[0], files[1]):
+        whole = await archive([local])
+        growing = Arrival(local.file.target, local.file.size, local.path.with_name("its place"))
+
+        async def arriving(arrival: Arrival = growing) -> AsyncIterator[Arrival]:
+            yield arrival
+
+        chunks = ZipArchiver().stream(arriving())
+        growing.begin(local.path)
+        growing.reach(local.file.size // 2)
+        made = [await anext(chunks)]
+        assert made[0].startswith(b"PK")
+        reading = asyncio.create_task(collect(chunks))
+        await asyncio.sleep(0.05)
+        assert not reading.done(), "the other half has not arrived"
+        local.path.rename(growing.place)
+        growing.become(replace(local, path=growing.place))
+        made += await reading
+        assert b"".join(made) == whole, "the same bytes as from a file that was there"
+        with zipfile.ZipFile(io.BytesIO(whole)) as read:
+            assert read.read(local.file.target) == CONTENTS[local.file.target]
+
+
 async def test_a_failure_of_the_files_reaches_the_reader_of_the_zip(files: list[LocalFile]) -> None:
-    async def arriving() -> AsyncIterator[LocalFile]:
-        yield files[0]
+    async def arriving() -> AsyncIterator[Arrival]:
+        yield Arrival.of(files[0])
         raise Rejected("object_missing", "there is no object 'k'", "Upload it.")
 
     with pytest.raises(Rejected, match="no object"):
@@ -160,17 +189,20 @@ async def test_a_failure_of_the_files_reaches_the_reader_of_the_zip(files: list[
             pass
 
 
-async def test_a_file_that_changed_on_disk_is_no_zip(files: list[LocalFile]) -> None:
-    write(files[0].path, b"x" * len(NOISE))
+@pytest.mark.parametrize("changed", [0, 1])
+@pytest.mark.parametrize("length", [1.0, 0.5])
+async def test_a_file_that_changed_on_disk_is_no_zip(files: list[LocalFile], changed: int, length: float) -> None:
+    """A stored file and a deflated one; other bytes, and fewer."""
+    write(files[changed].path, b"x" * int(files[changed].file.size * length))
     with pytest.raises(Unavailable) as caught:
         await archive(files)
     assert caught.value.code == "package_changed"
-    assert "SKU/SKU.glb" in caught.value.message
+    assert files[changed].file.target in caught.value.message
 
 
 async def test_a_cancelled_zip_leaves_no_thread_behind(files: list[LocalFile]) -> None:
-    async def arriving() -> AsyncIterator[LocalFile]:
-        yield files[0]
+    async def arriving() -> AsyncIterator[Arrival]:
+        yield Arrival.of(files[0])
         await asyncio.sleep(3600)
 
     async def read() -> None:
@@ -187,6 +219,10 @@ async def test_a_cancelled_zip_leaves_no_thread_behind(files: list[LocalFile]) -
         if thread.name.startswith("zip"):
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
+
+
+async def collect(chunks: AsyncIterator[bytes]) -> list[bytes]:
+    return [chunk async for chunk in chunks]
 
 
 def write(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import random
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from fault_table import fault
-from ncr_upload.adapters import object_store
-from ncr_upload.adapters.object_store import S3ObjectStore
+from ncr_upload.adapters.object_store import S3ObjectStore, receiving
+from ncr_upload.adapters.object_store import store as object_store
+from ncr_upload.application.arrivals import Follower, Turns
 from ncr_upload.application.ports import ObjectStore
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
-from servers import Answer, S3Server, start_http, start_s3
+from servers import Answer, Forward, Gateway, Request, S3Server, start_gateway, start_http, start_s3
 from twins import MemoryObjectStore
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +120,139 @@ async def test_a_fetch_replaces_what_was_at_its_place_only_when_it_is_whole(
     assert (tmp_path / "target").read_bytes() == b"old"
     await store.fetch("a.bin", tmp_path / "target", lambda _: None)
     assert (tmp_path / "target").read_bytes() == b"new"
+
+
+# --- over several requests at once ------------------------------------------------------------------------------
+
+
+LARGE = random.Random(2).randbytes(1_000_007)
+
+
+@pytest.fixture
+def ranged(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """The real server with LARGE, ten ranges and a bit, in it. It serves ranges, but says 200 instead of 206."""
+
+    def correct(_request: Request, forward: Forward) -> Answer:
+        answer = forward()
+        return replace(answer, status=206 if "Content-Range" in answer.headers else answer.status)
+
+    monkeypatch.setattr(object_store, "RANGE_BYTES", 100_000)
+    monkeypatch.setattr(receiving, "HASHED_AT_ONCE_BYTES", 70_000)
+    s3.put("large.bin", LARGE)
+    with start_gateway(s3.endpoint) as gateway:
+        gateway.spoil = correct
+        yield gateway
+
+
+def ranges_asked(gateway: Gateway) -> list[str]:
+    return sorted(request.headers["range"] for request in gateway.requests if "range" in request.headers)
+
+
+class Followed(Follower):
+    def __init__(self) -> None:
+        self.reached: list[int] = []
+
+    def reach(self, size: int) -> None:
+        self.reached.append(size)
+
+
+async def test_a_large_object_comes_over_several_requests_and_is_hashed_in_order(
+    s3: S3Server, ranged: Gateway, tmp_path: Path
+) -> None:
+    store, told, followed = open_store(s3, endpoint=ranged.url), list[int](), Followed()
+    known = await store.stat("large.bin")
+    fetched = await store.fetch("large.bin", tmp_path / "target", told.append, known=known, follower=followed)
+    assert len(ranges_asked(ranged)) == len(set(ranges_asked(ranged))) == 11
+    assert (tmp_path / "target").read_bytes() == LARGE
+    assert (fetched.size, fetched.sha256, fetched.crc32) == (len(LARGE), hashlib.sha256(LARGE).hexdigest(), zlib.crc32(LARGE))
+    assert sum(told) == len(LARGE)
+    assert followed.reached == sorted(followed.reached)
+    assert followed.reached[-1] == len(LARGE)
+    assert names_in(tmp_path) == ["target"]
+
+
+async def test_a_server_that_serves_no_ranges_is_asked_for_the_whole(s3: S3Server, ranged: Gateway, tmp_path: Path) -> None:
+    store = open_store(s3)
+    fetched = await store.fetch("large.bin", tmp_path / "target", lambda _: None, known=await store.stat("large.bin"))
+    assert (tmp_path / "target").read_bytes() == LARGE
+    assert fetched.sha256 == hashlib.sha256(LARGE).hexdigest()
+
+
+@fault(
+    "S3: large object replaced since it was looked up",
+    injector="another object under the key",
+    invariants="P",
+    outcome="fetched as it is now, whole",
+)
+async def test_a_large_object_that_was_replaced_since_is_fetched_as_it_is_now(
+    s3: S3Server, ranged: Gateway, tmp_path: Path
+) -> None:
+    store = open_store(s3, endpoint=ranged.url)
+    known = await store.stat("large.bin")
+    s3.put("large.bin", LARGE[::-1])
+    fetched = await store.fetch("large.bin", tmp_path / "target", lambda _: None, known=known)
+    assert (tmp_path / "target").read_bytes() == LARGE[::-1]
+    assert fetched.etag == hashlib.md5(LARGE[::-1]).hexdigest()
+
+
+@pytest.mark.parametrize("other", [LARGE[::-1], LARGE[:-1]], ids=["same size", "shorter"])
+@fault(
+    "S3: large object replaced between two ranges",
+    injector="the object is replaced after half of the ranges",
+    invariants="P",
+    outcome="never put together from two objects",
+)
+async def test_ranges_of_two_objects_are_never_put_together(
+    s3: S3Server, ranged: Gateway, tmp_path: Path, other: bytes
+) -> None:
+    store, correct = open_store(s3, endpoint=ranged.url), ranged.spoil
+    known = await store.stat("large.bin")
+
+    def replace_meanwhile(request: Request, forward: Forward) -> Answer:
+        if request.headers.get("range", "").startswith("bytes=500000-"):
+            s3.put("large.bin", other)
+        return correct(request, forward)
+
+    ranged.spoil = replace_meanwhile
+    with pytest.raises(Unavailable) as caught:
+        await store.fetch("large.bin", tmp_path / "target", lambda _: None, known=known)
+    assert caught.value.code == "object_damaged"
+    assert "large.bin" in caught.value.message
+    assert names_in(tmp_path) == []
+    ranged.spoil = correct
+    await store.fetch("large.bin", tmp_path / "target", lambda _: None, known=await store.stat("large.bin"))
+    assert (tmp_path / "target").read_bytes() == other
+
+
+@fault("S3: wrong bytes in a range", injector="gateway", invariants="PR", outcome="fetched again; nothing is kept")
+async def test_wrong_bytes_in_a_range_are_not_kept(s3: S3Server, ranged: Gateway, tmp_path: Path) -> None:
+    store, correct = open_store(s3, endpoint=ranged.url), ranged.spoil
+    known = await store.stat("large.bin")
+
+    def damage(request: Request, forward: Forward) -> Answer:
+        answer = correct(request, forward)
+        third = request.headers.get("range", "").startswith("bytes=300000-")
+        return replace(answer, body=answer.body[:-1] + b"?") if third else answer
+
+    ranged.spoil = damage
+    with pytest.raises(Unavailable) as caught:
+        await store.fetch("large.bin", tmp_path / "target", lambda _: None, known=known)
+    assert caught.value.code == "object_damaged"
+    assert names_in(tmp_path) == []
+
+
+async def test_a_cancelled_fetch_of_ranges_leaves_no_partial(s3: S3Server, ranged: Gateway, tmp_path: Path) -> None:
+    store = open_store(s3, endpoint=ranged.url)
+    known = await store.stat("large.bin")
+    begun = asyncio.Event()
+    fetching = asyncio.create_task(
+        store.fetch("large.bin", tmp_path / "target", lambda _: begun.set(), known=known, turns=Turns(2))
+    )
+    await begun.wait()
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert names_in(tmp_path) == []
 
 
 # --- the real one's faults --------------------------------------------------------------------------------------
@@ -298,7 +433,7 @@ async def test_a_full_disk_defers_the_job_and_leaves_no_partial(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     s3.put("a.bin", b"content")
-    monkeypatch.setattr(object_store._Sink, "take", take)
+    monkeypatch.setattr(receiving.Sink, "take", take)
     with pytest.raises(Deferred) as caught:
         await open_store(s3).fetch("a.bin", tmp_path / "target", lambda _: None)
     assert caught.value.code == "disk_full"

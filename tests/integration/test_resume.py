@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy import text
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.upload import WINDOW_BYTES
+from ncr_upload.application.arrivals import SMALL_BYTES
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded import textures
 from ncr_upload.entrypoints.embedded.product import Product, make_product
@@ -78,12 +79,19 @@ def records(workplace: Workplace) -> list[Path]:
     return sorted(workplace.settings.work_dir.glob("*/*.json"))
 
 
+def arrived_pictures(workplace: Workplace) -> int:
+    """How many of the noisy ones: the small files come before them."""
+    with suppress(FileNotFoundError):
+        return sum(record.with_suffix("").stat().st_size > SMALL_BYTES for record in records(workplace))
+    return 0
+
+
 @contextmanager
-def when_some_have_arrived(workplace: Workplace, act: Callable[[], Any], count: int = 4) -> Iterator[None]:
+def when_some_have_arrived(workplace: Workplace, act: Callable[[], Any], count: int = 2) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while len(records(workplace)) < count and not over.is_set():
+        while arrived_pictures(workplace) < count and not over.is_set():
             over.wait(0.005)
         if not over.is_set():
             act()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ncr_upload.application.arrivals import Arrival, Turns
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus
@@ -184,12 +185,16 @@ class Delivery:
         size = PackageSize(len(plan), total_bytes)
         await self._advance(Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=total_bytes, size=size)
         self.reach("download:before")
-        at_once = asyncio.Semaphore(self.options.download_concurrency)
-        downloads = [
-            asyncio.create_task(self._fetch(planned, found, workspace, at_once))
+        turns = Turns(self.options.download_concurrency)
+        arrivals = [
+            Arrival(planned.target, found.size, workspace.place(planned.key))
             for planned, found in zip(plan, objects, strict=True)
         ]
-        judging = asyncio.create_task(self._judge(downloads))
+        downloads = [
+            asyncio.create_task(self._fetch(planned, found, workspace, turns, arrival))
+            for planned, found, arrival in zip(plan, objects, arrivals, strict=True)
+        ]
+        judging = asyncio.create_task(self._judge(arrivals))
         try:
             verdict = await _first_to_decide(judging, downloads)
         finally:
@@ -248,27 +253,33 @@ class Delivery:
         )
 
     async def _fetch(
-        self, planned: PlannedFile, found: ObjectInfo, workspace: Workspace, at_once: asyncio.Semaphore
+        self, planned: PlannedFile, found: ObjectInfo, workspace: Workspace, turns: Turns, arrival: Arrival
     ) -> LocalFile:
         to = workspace.place(planned.key)
-        async with at_once:
+        async with turns.take(found.size):
             fetched = await asyncio.to_thread(workspace.find, found)
-            if fetched is not None:
-                self.kept_files += 1
-                self.live.add_bytes(fetched.size)
-            else:
-                fetched = await self.ports.store.fetch(planned.key, to, self.live.add_bytes)
-                workspace.note(planned.key, fetched)
+        if fetched is not None:
+            self.kept_files += 1
+            self.live.add_bytes(fetched.size)
+        else:
+            fetched = await self.ports.store.fetch(
+                planned.key, to, self.live.add_bytes, known=found, turns=turns, follower=arrival
+            )
+            workspace.note(planned.key, fetched)
         file = PackageFile(planned.key, planned.target, fetched.size, fetched.sha256, fetched.crc32, fetched.etag)
-        return LocalFile(file, to)
+        local = LocalFile(file, to)
+        arrival.become(local)
+        return local
 
-    async def _judge(self, downloads: Sequence[asyncio.Task[LocalFile]]) -> Verdict:
-        async def in_order() -> AsyncIterator[LocalFile]:
-            for download in downloads:
-                yield await asyncio.shield(download)
+    async def _judge(self, arrivals: Sequence[Arrival]) -> Verdict:
+        async def in_order() -> AsyncIterator[Arrival]:
+            for arrival in arrivals:
+                yield arrival
+            for arrival in arrivals:
+                await arrival.whole()
             self.reach("download:after")
             self.reach("validate:before")
-            kept, files = self.kept_files, len(downloads)
+            kept, files = self.kept_files, len(arrivals)
             fetched = f"kept {kept} of {files} files from the attempt before, downloaded {files - kept}"
             message = fetched if kept else f"downloaded {files} files"
             await self._advance(Status.PROCESSING, Stage.VALIDATE, f"{message}; the validator judges the zip")
@@ -282,7 +293,7 @@ class Delivery:
         self.reach("validate:after")
         return verdict
 
-    async def _zip(self, files: AsyncIterator[LocalFile]) -> AsyncIterator[bytes]:
+    async def _zip(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
         self.reach("zip:before")
         async for chunk in self.ports.archiver.stream(files):
             yield chunk

@@ -11,12 +11,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ncr_upload.domain.batches import Share, WorkerRoom
 from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import PackageFile, PackageSize, SourceFile
 from ncr_upload.domain.parking import Parked
+
+if TYPE_CHECKING:
+    from ncr_upload.application.arrivals import Arrival, Follower, Turns
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes have moved; called from the event loop, must not block."""
@@ -68,9 +71,20 @@ class ObjectStore(Protocol):
     async def stat(self, key: str) -> ObjectInfo:
         """Size and ETag of an object. Raises `Rejected` ('object_missing', 'storage_denied'), `Unavailable`."""
 
-    async def fetch(self, key: str, to: Path, on_bytes: OnBytes) -> Fetched:
+    async def fetch(
+        self,
+        key: str,
+        to: Path,
+        on_bytes: OnBytes,
+        *,
+        known: ObjectInfo | None = None,
+        turns: Turns | None = None,
+        follower: Follower | None = None,
+    ) -> Fetched:
         """Download into `to`, which exists only once it is complete and its size and MD5 ETag (where it is one) agree.
-        Hashes while it streams; memory is bounded by the chunk. Raises as `stat`; wrong bytes are `Unavailable`."""
+        Hashes once; memory is bounded by the chunks of the requests that are under way. Raises as `stat`; wrong bytes are
+        `Unavailable`. A large object that is `known` is fetched over several requests at once, each of which waits for its
+        turn; `follower` is told how much of its beginning has come."""
 
 
 # --- the zip ----------------------------------------------------------------------------------------------------
@@ -87,8 +101,9 @@ class LocalFile:
 class Archiver(Protocol):
     """Makes the zip the validator judges."""
 
-    def stream(self, files: AsyncIterator[LocalFile]) -> AsyncIterator[bytes]:
-        """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever."""
+    def stream(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
+        """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever.
+        Raises `Unavailable` for a file that is not on the disk as it was downloaded."""
 
 
 # --- the validator ----------------------------------------------------------------------------------------------

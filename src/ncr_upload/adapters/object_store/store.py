@@ -1,4 +1,4 @@
-"""Object storage over any S3 API, on obstore.
+"""The bucket, read over any S3 API.
 
 obstore retries within a request, resumes a cut body by range and holds every resumption against the ETag of the
 first answer; what still fails after that is classed here, once.
@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import re
 import socket
 import uuid
-import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import S3Store
 
+from ncr_upload.adapters.object_store.receiving import (
+    CHUNK_BYTES,
+    Frontier,
+    Sink,
+    all_or_first_failure,
+    hash_behind,
+    receive_whole,
+    write_range,
+)
+from ncr_upload.application.arrivals import Follower, Turns
 from ncr_upload.application.ports import Fetched, ObjectInfo, OnBytes
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
 
@@ -31,7 +40,11 @@ if TYPE_CHECKING:
     from obstore import GetResult
     from obstore.store import S3Credential
 
-CHUNK_BYTES = 1024 * 1024
+RANGE_BYTES = 16 * 1024 * 1024
+"""An object of two ranges or more is fetched over several requests at once."""
+
+RANGES_AT_ONCE = 4
+NO_RANGES = "source: NotPartial"  # what obstore says of a server that answers a range with anything but 206
 MAX_RETRIES = 3
 RETRY_SECONDS = 30
 LONGEST_DOWNLOAD = "1day"  # a stalled one ends by the read time-out
@@ -89,12 +102,22 @@ class S3ObjectStore:
                 meta = (await obstore.get_async(self._store(), key)).meta
         return ObjectInfo(key, meta["size"], _plain_etag(meta["e_tag"]))
 
-    async def fetch(self, key: str, to: Path, on_bytes: OnBytes) -> Fetched:
-        with self._translated(key):
-            answer = await obstore.get_async(self._store(), key)
+    async def fetch(
+        self,
+        key: str,
+        to: Path,
+        on_bytes: OnBytes,
+        *,
+        known: ObjectInfo | None = None,
+        turns: Turns | None = None,
+        follower: Follower | None = None,
+    ) -> Fetched:
         partial = to.parent / f".{uuid.uuid4().hex}.part"
+        transfer = _Transfer(key, on_bytes, turns or Turns(RANGES_AT_ONCE), follower or Follower())
         try:
-            fetched = await self._receive(key, answer, partial, on_bytes)
+            with await asyncio.to_thread(partial.open, "x+b", buffering=0) as file:
+                transfer.follower.begin(partial)
+                fetched = await self._receive(transfer, file.fileno(), known)
             await asyncio.to_thread(partial.replace, to)
         except BaseException as error:
             partial.unlink(missing_ok=True)
@@ -107,21 +130,82 @@ class S3ObjectStore:
             raise
         return fetched
 
-    async def _receive(self, key: str, answer: GetResult, partial: Path, on_bytes: OnBytes) -> Fetched:
-        """Write the body to `partial`; the file is closed on return. Raises `Unavailable` unless size and MD5 agree."""
-        etag = _plain_etag(answer.meta["e_tag"])
+    async def _receive(self, transfer: _Transfer, file: int, known: ObjectInfo | None) -> Fetched:
+        if known is not None and known.etag and known.size >= 2 * RANGE_BYTES:
+            fetched = await self._receive_ranges(transfer, file, known)
+            if fetched is not None:
+                return fetched
+        async with transfer.turns.take(known.size if known else 0):
+            with self._translated(transfer.key):
+                answer = await obstore.get_async(self._store(), transfer.key)
+            etag = _plain_etag(answer.meta["e_tag"])
+            sink = self._sink(etag)
+            body = self._body(transfer.key, answer)
+            await receive_whole(body, file, sink, transfer.on_bytes, transfer.follower.reach)
+        return self._checked(transfer.key, sink, answer.meta["size"], etag)
+
+    async def _receive_ranges(self, transfer: _Transfer, file: int, known: ObjectInfo) -> Fetched | None:
+        """Over several requests at once. None when nothing was written, because the first of them shows that the object is
+        another one by now, or that this server does not serve ranges of it."""
+        frontier, sink = Frontier(known.size, RANGE_BYTES), self._sink(known.etag)
+        waiting = iter(range(1, len(frontier.ranges)))
+
+        async def receive(index: int, answer: GetResult) -> None:
+            count = await write_range(self._body(known.key, answer), file, frontier, index, transfer.on_bytes)
+            start, end = frontier.ranges[index]
+            if count != end - start:
+                raise self._damaged(known.key, f"a range of {end - start} bytes came with {count}")
+
+        async def receive_more() -> None:
+            for index in waiting:
+                async with transfer.turns.take(RANGE_BYTES):
+                    answer = await self._get_range(known, frontier.ranges[index])
+                    if answer is None:
+                        raise self._damaged(known.key, "it was replaced while it was read")
+                    await receive(index, answer)
+
+        async with transfer.turns.take(RANGE_BYTES):
+            first = await self._get_range(known, frontier.ranges[0])
+            if first is None:
+                return None
+        await all_or_first_failure(
+            hash_behind(file, frontier, known.size, sink, transfer.follower.reach),
+            receive(0, first),
+            *(receive_more() for _ in range(RANGES_AT_ONCE - 1)),
+        )
+        return self._checked(known.key, sink, known.size, known.etag)
+
+    async def _get_range(self, known: ObjectInfo, span: tuple[int, int]) -> GetResult | None:
+        """The answer to a request for these bytes of this very object; None when it is another one, or not in ranges."""
+        tag = f'"{known.etag}"'
+        with self._translated(known.key):
+            try:
+                answer = await obstore.get_async(self._store(), known.key, options={"range": span, "if_match": tag})
+            except PreconditionError:
+                return None
+            except BaseError as error:
+                if NO_RANGES not in str(error):
+                    raise
+                return None
+        meta = answer.meta
+        return answer if (meta["size"], _plain_etag(meta["e_tag"])) == (known.size, known.etag) else None
+
+    async def _body(self, key: str, answer: GetResult) -> AsyncIterator[bytes]:
         stream = answer.stream(min_chunk_size=CHUNK_BYTES).__aiter__()
-        with await asyncio.to_thread(partial.open, "wb") as file:
-            sink = _Sink(file, with_md5=self._verify_etag_md5 and bool(_MD5.fullmatch(etag)))
-            while True:
-                with self._translated(key):
-                    chunk = await anext(stream, None)
-                if chunk is None:
-                    break
-                await _run_to_the_end(sink, chunk)
-                on_bytes(len(chunk))
-        if sink.size != answer.meta["size"]:
-            raise self._damaged(key, f"{sink.size} bytes arrived of {answer.meta['size']}")
+        while True:
+            with self._translated(key):
+                chunk = await anext(stream, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _sink(self, etag: str) -> Sink:
+        return Sink(with_md5=self._verify_etag_md5 and bool(_MD5.fullmatch(etag)))
+
+    def _checked(self, key: str, sink: Sink, size: int, etag: str) -> Fetched:
+        """Raises `Unavailable` unless size and MD5 agree."""
+        if sink.size != size:
+            raise self._damaged(key, f"{sink.size} bytes arrived of {size}")
         if sink.md5 is not None and sink.md5.hexdigest() != etag:
             raise self._damaged(key, f"its MD5 is {sink.md5.hexdigest()}, its ETag {etag}")
         return Fetched(sink.size, sink.sha256.hexdigest(), sink.crc32, etag)
@@ -235,33 +319,14 @@ class S3ObjectStore:
         )
 
 
-class _Sink:
-    """Writes and hashes what arrives."""
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """One fetch: whom it tells, and when it may begin another request."""
 
-    def __init__(self, file: BinaryIO, *, with_md5: bool) -> None:
-        self._file = file
-        self.size = 0
-        self.crc32 = 0
-        self.sha256 = hashlib.sha256()
-        self.md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
-
-    def take(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-        self.sha256.update(chunk)
-        if self.md5 is not None:
-            self.md5.update(chunk)
-        self.crc32 = zlib.crc32(chunk, self.crc32)
-        self.size += len(chunk)
-
-
-async def _run_to_the_end(sink: _Sink, chunk: bytes) -> None:
-    """Take a chunk in a thread. A cancellation waits for it, since the file must not be closed under the thread."""
-    taking = asyncio.ensure_future(asyncio.to_thread(sink.take, chunk))
-    try:
-        await asyncio.shield(taking)
-    except asyncio.CancelledError:
-        await asyncio.wait([taking])
-        raise
+    key: str
+    on_bytes: OnBytes
+    turns: Turns
+    follower: Follower
 
 
 def _full_url(endpoint: str) -> str:

@@ -1,0 +1,98 @@
+"""Files of a package while they come to this host's disk, and how many may come at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ncr_upload.application.ports import LocalFile
+
+SMALL_BYTES = 512 * 1024
+SMALL_PER_LARGE = 4
+
+
+class Turns:
+    """At most `at_once` requests for more than SMALL_BYTES are under way, and SMALL_PER_LARGE times as many in all: a small
+    file costs round trips, a large one memory."""
+
+    def __init__(self, at_once: int) -> None:
+        self._large = asyncio.Semaphore(at_once)
+        self._all = asyncio.Semaphore(at_once * SMALL_PER_LARGE)
+
+    @asynccontextmanager
+    async def take(self, size: int) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. `size` is that of the answer, in bytes."""
+        async with AsyncExitStack() as held:
+            if size > SMALL_BYTES:
+                await held.enter_async_context(self._large)
+            await held.enter_async_context(self._all)
+            yield
+
+
+class Follower:
+    """Is told where a file is being written, and how much of its beginning is there without a gap. This one does nothing."""
+
+    def begin(self, path: Path) -> None:
+        """Nothing of it is there yet."""
+
+    def reach(self, size: int) -> None:
+        """So many bytes from its beginning are there."""
+
+
+class Arrival(Follower):
+    """A file that may be read while it arrives. `size` is what it will have, `target` its path in the package, and `place`
+    where it will be on this host; `reached` bytes of its beginning are there."""
+
+    def __init__(self, target: str, size: int, place: Path) -> None:
+        self.target = target
+        self.size = size
+        self.place = place
+        self.reached = 0
+        self._growing = place
+        self._changed = asyncio.Event()
+        self._whole: LocalFile | None = None
+
+    @classmethod
+    def of(cls, local: LocalFile) -> Arrival:
+        """A file that is there already."""
+        arrival = cls(local.file.target, local.file.size, local.path)
+        arrival.become(local)
+        return arrival
+
+    def begin(self, path: Path) -> None:
+        self._growing, self.reached = path, 0
+
+    def reach(self, size: int) -> None:
+        self.reached = size
+        self._changed.set()
+
+    def become(self, local: LocalFile) -> None:
+        """It is whole."""
+        self._whole = local
+        self.reach(local.file.size)
+
+    async def whole(self) -> LocalFile:
+        """The file once it is whole. Waits for ever for one that fails to arrive: whoever waits is cancelled then."""
+        while self._whole is None:
+            await self._change()
+        return self._whole
+
+    async def beyond(self, offset: int) -> int:
+        """Wait until more than `offset` (below `size`) bytes of its beginning are there; how many are. Waits as `whole`."""
+        while self.reached <= offset:
+            await self._change()
+        return self.reached
+
+    def open(self) -> BinaryIO:
+        """For reading, once something of it is there. Where it grew it is found no more when it has just become whole."""
+        try:
+            return self._growing.open("rb")
+        except FileNotFoundError:
+            return self.place.open("rb")
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
