@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from ncr_upload.application.ports import LocalFile
@@ -20,3 +21,9 @@ def write_package(folder: Path, contents: dict[str, bytes]) -> list[LocalFile]:
         sha256, crc32 = hashlib.sha256(content).hexdigest(), zlib.crc32(content)
         files.append(LocalFile(PackageFile(f"key/{target}", target, len(content), sha256, crc32, ""), path))
     return files
+
+
+async def arriving(files: Iterable[LocalFile]) -> AsyncIterator[LocalFile]:
+    """All of them at once, as a stage takes them."""
+    for local in files:
+        yield local

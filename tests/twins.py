@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,17 +144,15 @@ class MemoryDropoffSession:
             if older != fence:
                 self._remove(task_id, older)
 
-    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
+    async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
         _fail_if_told(self._place.failures, "stage")
-        for local in files:
-            _check(local.file.target)
         package = self._own(task_id, fence).package
         if package is None:
             raise Unavailable("staging_missing", f"{task_id}: the package is published", "Nothing to do.")
-        for target in package.keys() - {local.file.target for local in files}:
-            del package[target]
-        kept = []
-        for local in files:
+        kept, unwanted = [], set(package)
+        async for local in files:
+            _check(local.file.target)
+            unwanted.discard(local.file.target)
             target, content = local.file.target, local.path.read_bytes()
             if package.get(target) != content:
                 package[target] = content
@@ -162,6 +160,8 @@ class MemoryDropoffSession:
             else:
                 kept.append(len(content))
             on_bytes(len(content))
+        for target in unwanted:
+            del package[target]
         return Staged(len(kept), sum(kept))
 
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.application.ports import Dropoff, LocalFile
 from ncr_upload.domain.errors import DeliveryError, LeaseLost, Rejected, Unavailable
-from packages_on_disk import write_package
+from packages_on_disk import arriving, write_package
 from servers import SftpServer, start_asyncssh, start_sshd
 from twins import MemoryDropoff, Staging
 
@@ -131,7 +131,7 @@ def nothing() -> None:
 async def deliver(place: Place, files: list[LocalFile], task: str, fence: int = 1, job_id: str = "job-1") -> None:
     async with place.dropoff.session() as session:
         await session.adopt(task, fence)
-        await session.stage(task, fence, files, ignore)
+        await session.stage(task, fence, arriving(files), ignore)
         await session.publish(task, fence, job_id, nothing)
         await session.discard(task)
 
@@ -149,7 +149,7 @@ async def test_a_package_arrives_whole_under_its_job_id(place: Place, new: list[
 async def test_nothing_shows_before_it_is_published(place: Place, new: list[LocalFile]) -> None:
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         assert place.shown() == set()
         assert not await session.is_published("task", 1)
         await session.publish("task", 1, "job-1", nothing)
@@ -160,7 +160,7 @@ async def test_a_new_delivery_replaces_the_previous_one_whole(place: Place, old:
     await deliver(place, old, "first")
     async with place.dropoff.session() as session:
         await session.adopt("second", 1)
-        await session.stage("second", 1, new, ignore)
+        await session.stage("second", 1, arriving(new), ignore)
         assert place.delivered() == OLD
         await session.publish("second", 1, "job-1", nothing)
         assert place.delivered() == NEW
@@ -172,7 +172,7 @@ async def test_a_new_delivery_replaces_the_previous_one_whole(place: Place, old:
 async def test_publishing_again_changes_nothing(place: Place, new: list[LocalFile]) -> None:
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         for _ in range(2):
             await session.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
@@ -184,7 +184,7 @@ async def test_every_byte_is_told_once_whether_sent_or_kept(place: Place, new: l
         told: list[int] = []
         async with place.dropoff.session() as session:
             await session.adopt("task", fence)
-            await session.stage("task", fence, new, told.append)
+            await session.stage("task", fence, arriving(new), told.append)
         assert sum(told) == total
 
 
@@ -193,9 +193,9 @@ async def test_a_staged_file_whose_content_changed_is_sent_again(place: Place, n
     changed = NEW | {"S/S.glb": NEW["S/S.glb"][::-1]}
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         await session.adopt("task", 2)
-        await session.stage("task", 2, write_package(tmp_path / "changed", changed), ignore)
+        await session.stage("task", 2, arriving(write_package(tmp_path / "changed", changed)), ignore)
         await session.publish("task", 2, "job-1", nothing)
     assert place.delivered() == changed
 
@@ -205,8 +205,8 @@ async def test_a_staged_file_that_is_no_longer_listed_is_not_delivered(
 ) -> None:
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, old, ignore)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(old), ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         await session.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
 
@@ -221,7 +221,7 @@ async def test_names_as_long_as_a_file_system_allows_arrive(place: Place, tmp_pa
 async def test_a_job_id_that_is_a_path_is_refused(place: Place, new: list[LocalFile], job_id: str) -> None:
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         if isinstance(place.dropoff, MemoryDropoff) and job_id == STAGING:
             return  # the twin has no such folder
         with pytest.raises(Rejected):
@@ -234,7 +234,7 @@ async def test_a_target_that_leads_out_of_the_package_is_refused(place: Place, t
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
         with pytest.raises(Rejected):
-            await session.stage("task", 1, write_package(tmp_path / "bad", {target: b"x"}), ignore)
+            await session.stage("task", 1, arriving(write_package(tmp_path / "bad", {target: b"x"})), ignore)
 
 
 # --- only the newest attempt ------------------------------------------------------------------------------------
@@ -243,10 +243,10 @@ async def test_a_target_that_leads_out_of_the_package_is_refused(place: Place, t
 async def test_a_newer_attempt_takes_over_what_was_staged(place: Place, new: list[LocalFile]) -> None:
     async with place.dropoff.session() as stale, place.dropoff.session() as newer:
         await stale.adopt("task", 1)
-        await stale.stage("task", 1, new, ignore)
+        await stale.stage("task", 1, arriving(new), ignore)
         await newer.adopt("task", 2)
         assert place.staged() == {"task-2"}
-        await newer.stage("task", 2, new, ignore)
+        await newer.stage("task", 2, arriving(new), ignore)
         await newer.publish("task", 2, "job-1", nothing)
     assert place.delivered() == NEW
 
@@ -256,9 +256,9 @@ async def test_a_stale_attempt_can_neither_stage_nor_publish(place: Place, old: 
     await deliver(place, old, "before")
     async with place.dropoff.session() as stale, place.dropoff.session() as newer:
         await stale.adopt("task", 1)
-        await stale.stage("task", 1, new, ignore)
+        await stale.stage("task", 1, arriving(new), ignore)
         await newer.adopt("task", 2)
-        for attempt in (stale.publish("task", 1, "job-1", nothing), stale.stage("task", 1, new, ignore)):
+        for attempt in (stale.publish("task", 1, "job-1", nothing), stale.stage("task", 1, arriving(new), ignore)):
             with pytest.raises(Unavailable):
                 await attempt
         assert place.delivered() == OLD
@@ -280,7 +280,7 @@ async def test_a_stale_attempt_cannot_come_back(place: Place) -> None:
 async def test_adopting_again_keeps_what_is_staged(place: Place, new: list[LocalFile]) -> None:
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         await session.adopt("task", 1)
         await session.publish("task", 1, "job-1", nothing)
     assert place.delivered() == NEW
@@ -292,7 +292,7 @@ async def test_the_next_attempt_can_tell_whether_the_last_one_published(
 ) -> None:
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         if published:
             await session.publish("task", 1, "job-1", nothing)
         await session.adopt("task", 2)
@@ -311,7 +311,7 @@ async def test_a_crash_between_the_two_renames_is_healed_by_publishing_again(
     await deliver(place, old, "before")
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         place.set_aside("task-1")
         assert place.delivered() is None
         await session.adopt("task", 2)
@@ -330,7 +330,7 @@ async def test_discard_removes_every_staging_folder_of_the_task_and_no_other(pla
     async with place.dropoff.session() as session:
         for task, fence in (("task", 1), ("task-1", 2), ("other", 7)):
             await session.adopt(task, fence)
-            await session.stage(task, fence, new, ignore)
+            await session.stage(task, fence, arriving(new), ignore)
         await session.publish("other", 7, "job-1", nothing)
         await session.discard("task")
         assert place.staged() == {"task-1-2", "other-7"}
@@ -345,7 +345,7 @@ async def test_discard_puts_a_delivery_back_whose_successor_never_came(
     await deliver(place, old, "before")
     async with place.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         place.set_aside("task-1")
         await session.discard("task")
     assert place.delivered() == OLD
@@ -355,7 +355,7 @@ async def test_discard_puts_a_delivery_back_whose_successor_never_came(
 async def test_discard_takes_the_package_away_from_an_attempt_that_still_runs(place: Place, new: list[LocalFile]) -> None:
     async with place.dropoff.session() as running, place.dropoff.session() as cleaner:
         await running.adopt("task", 1)
-        await running.stage("task", 1, new, ignore)
+        await running.stage("task", 1, arriving(new), ignore)
         await cleaner.discard("task")
         with pytest.raises(Unavailable):
             await running.publish("task", 1, "job-1", nothing)
@@ -370,7 +370,7 @@ async def test_every_staging_folder_is_listed_and_can_be_cleared_without_touchin
     async with place.dropoff.session() as session:
         for task in ("task", "other"):
             await session.adopt(task, 3)
-            await session.stage(task, 3, new, ignore)
+            await session.stage(task, 3, arriving(new), ignore)
         left = {each.name: each for each in await session.leftovers()}
         assert {name: each.task_id for name, each in left.items()} == {"task-3": "task", "other-3": "other"}
         assert all(each.idle_seconds < 600 for each in left.values())
@@ -394,10 +394,10 @@ def real(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 async def test_a_finished_file_is_not_sent_again(real: Place, new: list[LocalFile]) -> None:
     async with real.dropoff.session() as session:
         await session.adopt("task", 1)
-        await session.stage("task", 1, new, ignore)
+        await session.stage("task", 1, arriving(new), ignore)
         first = {path.name: path.stat().st_ino for path in (real.folder / STAGING / "task-1" / "package").rglob("*")}
         await session.adopt("task", 2)
-        await session.stage("task", 2, new, ignore)
+        await session.stage("task", 2, arriving(new), ignore)
         second = {path.name: path.stat().st_ino for path in (real.folder / STAGING / "task-2" / "package").rglob("*")}
     assert second == first
 
@@ -419,7 +419,7 @@ async def test_whoever_lists_the_destination_never_sees_a_mixed_or_partial_deliv
         async with real.dropoff.session() as session:
             for turn in range(6):
                 await session.adopt(f"task-{turn}", 1)
-                await session.stage(f"task-{turn}", 1, [old, new][turn % 2], ignore)
+                await session.stage(f"task-{turn}", 1, arriving([old, new][turn % 2]), ignore)
                 await session.publish(f"task-{turn}", 1, "job-1", nothing)
     finally:
         done.set()
@@ -431,7 +431,7 @@ async def test_an_empty_folder_left_from_another_layout_is_not_delivered(real: P
     async with real.dropoff.session() as session:
         await session.adopt("task", 1)
         (real.folder / STAGING / "task-1" / "package" / "S" / "leftover").mkdir(parents=True)
-        await session.stage("task", 1, old, ignore)
+        await session.stage("task", 1, arriving(old), ignore)
         await session.publish("task", 1, "job-1", nothing)
     assert not (real.folder / "job-1" / "S" / "leftover").exists()
 
@@ -442,7 +442,7 @@ async def test_how_long_a_staging_folder_is_idle_is_told_by_the_servers_clock(re
     async with real.dropoff.session() as session:
         for task in ("old", "busy"):
             await session.adopt(task, 1)
-            await session.stage(task, 1, new, ignore)
+            await session.stage(task, 1, arriving(new), ignore)
         (staging / "busy-1" / "parts" / "0").write_bytes(b"arriving")
         for path in [*staging.rglob("*")]:
             if path.name != "0":
@@ -466,7 +466,7 @@ async def test_two_attempts_at_once_leave_one_owner(real: Place, new: list[Local
             async with real.dropoff.session() as session:
                 try:
                     await session.adopt(task, fence)
-                    await session.stage(task, fence, new, ignore)
+                    await session.stage(task, fence, arriving(new), ignore)
                 except DeliveryError as error:
                     return error
                 return None

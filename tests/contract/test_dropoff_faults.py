@@ -19,7 +19,7 @@ from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
-from packages_on_disk import write_package
+from packages_on_disk import arriving, write_package
 from parts import require
 from servers import SftpServer, free_port, start_asyncssh, start_sshd
 
@@ -73,7 +73,7 @@ def open_dropoff(server: SftpServer, timeout_seconds: float = 10, **login: objec
 async def stage_and_publish(dropoff: SftpDropoff, files: list[LocalFile], fence: int = 1, task: str = "task") -> None:
     async with dropoff.session() as session:
         await session.adopt(task, fence)
-        await session.stage(task, fence, files, ignore)
+        await session.stage(task, fence, arriving(files), ignore)
         await session.publish(task, fence, "job-1", nothing)
 
 
@@ -366,7 +366,7 @@ async def test_nothing_outside_the_staging_folder_is_ever_removed(server: SftpSe
     async with open_dropoff(server).session() as session:
         await session.adopt("task", 1)
         link.symlink_to(server.folder / "other-job")
-        await session.stage("task", 1, files, ignore)
+        await session.stage("task", 1, arriving(files), ignore)
         await session.publish("task", 1, "job-1", nothing)
         await session.adopt("task", 2)
         (server.folder / ".ncr-staging" / "task-2" / "link").symlink_to(server.folder / "other-job")

@@ -19,7 +19,7 @@ from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.upload import BLOCKS_IN_FLIGHT, MAX_BLOCK_BYTES, WINDOW_BYTES, _send
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import DeliveryError, Unavailable
-from packages_on_disk import write_package
+from packages_on_disk import arriving, write_package
 from servers import SftpServer, start_asyncssh, start_sshd
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +62,7 @@ class Place:
         async with self.dropoff.session() as session:
             await session.adopt("task", fence)
             told: list[int] = []
-            staged = await session.stage("task", fence, files, told.append)
+            staged = await session.stage("task", fence, arriving(files), told.append)
             assert sum(told) == sum(local.file.size for local in files)
             await session.publish("task", fence, "job-1", lambda: None)
             await session.discard("task")
@@ -74,7 +74,7 @@ class Place:
             await session.adopt("task", fence)
             self.proxy.cut_after(after_bytes)
             with pytest.raises(Unavailable):
-                await session.stage("task", fence, files, lambda _: None)
+                await session.stage("task", fence, arriving(files), lambda _: None)
         self.proxy.heal()
         await self.at_rest()
 
@@ -188,7 +188,7 @@ async def test_parts_of_files_that_no_longer_belong_go(place: Place, tmp_path: P
     files = write_package(tmp_path / "new", {"S/large.blend": LARGE[::-1]})
     async with place.dropoff.session() as session:
         await session.adopt("task", 2)
-        staged = await session.stage("task", 2, files, lambda _: None)
+        staged = await session.stage("task", 2, arriving(files), lambda _: None)
     assert staged == Staged(0, 0)
     assert place.parts() == []
 

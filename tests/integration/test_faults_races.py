@@ -20,7 +20,7 @@ from ncr_upload.domain.errors import DeliveryError
 from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.embedded.product import Product
 from outcomes import recorded
-from packages_on_disk import write_package
+from packages_on_disk import arriving, write_package
 from servers import SftpServer, start_sshd
 from workplace import Workplace
 
@@ -61,7 +61,7 @@ class Racer:
                 self.start.wait(60)
                 if self.fence == 1:
                     await session.adopt(f"task-{turn}", 1)
-                    await session.stage(f"task-{turn}", 1, files, lambda _: None)
+                    await session.stage(f"task-{turn}", 1, arriving(files), lambda _: None)
                 self.staged.wait(60)
                 await asyncio.sleep(random.uniform(0, 0.02))
                 self.won.append(await (self._publish if self.fence == 1 else self._take_over)(session, turn, files))
@@ -80,7 +80,7 @@ class Racer:
         await session.adopt(task, 2)  # type: ignore[attr-defined]
         if await session.is_published(task, 2):  # type: ignore[attr-defined]
             return False
-        await session.stage(task, 2, files, lambda _: None)  # type: ignore[attr-defined]
+        await session.stage(task, 2, arriving(files), lambda _: None)  # type: ignore[attr-defined]
         await session.publish(task, 2, "job-1", lambda: None)  # type: ignore[attr-defined]
         return True
 

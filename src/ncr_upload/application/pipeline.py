@@ -346,7 +346,7 @@ class Delivery:
             files=files,
             total_bytes=total_bytes,
         )
-        self.staged = await destination.stage(task_id, fence, package, self.live.add_bytes)
+        self.staged = await destination.stage(task_id, fence, _at_once(package), self.live.add_bytes)
         self.reach("stage:after")
 
     async def publish(self, destination: DropoffSession) -> None:
@@ -423,6 +423,11 @@ async def remove_staging(task_id: str, dropoff: Dropoff, cleaning: Cleaning) -> 
     async with dropoff.session() as destination:
         await destination.discard(task_id)
     await asyncio.to_thread(cleaning.cleaned, task_id)
+
+
+async def _at_once(package: Sequence[LocalFile]) -> AsyncIterator[LocalFile]:
+    for local in package:
+        yield local
 
 
 async def _first_to_decide(judging: asyncio.Task[Verdict], downloads: Sequence[asyncio.Task[Any]]) -> Verdict:

@@ -181,10 +181,11 @@ class DropoffSession(Protocol):
         staged, which also takes it away from any worker that still holds the older fence. A delivery that was renamed
         aside for a package that did not follow is put back at once."""
 
-    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
-        """Upload every file into the staging folder and verify every size. Files that an earlier attempt staged whole and
-        with the same hash are kept, and those it staged in part are continued; whatever else is there goes. When the disk is
-        full, everything staged goes."""
+    async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
+        """Upload the files into the staging folder as they become known; after the last, verify every size. Files that an
+        earlier attempt staged whole and with the same hash are kept, and those it staged in part are continued; whatever
+        else is there goes. A failure of `files` ends it and is raised. When the disk is full, everything staged goes. If it
+        is cancelled, what was staged stays for the next attempt, or for `discard`."""
 
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside, then `between` called.

@@ -1,5 +1,5 @@
 """Delivery over SFTP, on asyncssh: `login` connects, `remote` asks with time-outs, `upload` sends a file,
-`dropoff` stages and publishes."""
+`package` stages files under a `manifest`, `dropoff` owns the staging folder and publishes."""
 
 from ncr_upload.adapters.sftp_dropoff.dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin

@@ -3,7 +3,7 @@
     {base}/.ncr-staging/{task_id}-{fence}/package/{sku}/…    becomes {base}/{job_id}
                                           previous/{job_id}  the delivery it replaces, once renamed aside
                                           parts/             files while they arrive, by the SHA-256 they will have
-                                          manifest.json      target → SHA-256 of what was staged as `package`
+                                          manifest.json      target → SHA-256 of what `package` has, or is about to have
 
 The folder's name is the fence. A newer attempt renames the folder to its own name, and from then on no path that the
 older attempt holds exists. A folder is made complete under `….new` and removed as `….gone`, each by a rename, so that
@@ -13,38 +13,24 @@ one that has its plain name always has its three subfolders, but for `package` o
 from __future__ import annotations
 
 import asyncio
-import json
 import posixpath
 import re
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
-from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, at_most, disk_full
-from ncr_upload.adapters.sftp_dropoff.upload import upload_file
+from ncr_upload.adapters.sftp_dropoff.package import STAGING, StagedPackage, check_relative
+from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, disk_full
 from ncr_upload.application.ports import Leftover, LocalFile, OnBytes, Staged
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Rejected, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Unavailable
 
-STAGING = ".ncr-staging"
-FILES_PER_CHANNEL = 2
 ROOM_FOR_MORE_BYTES = 1024 * 1024
 PROBE = "probe."
 PROBE_BYTES = 256 * 1024
 _FOLDER = re.compile(r"(?P<task>.+)-(?P<fence>\d+)(?P<state>\.new|\.gone)?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A file on its way, and how many bytes of it an earlier attempt has left there; None if it left nothing."""
-
-    local: LocalFile
-    name: str
-    bytes: int | None
 
 
 class SftpDropoff:
@@ -93,7 +79,7 @@ class SftpSession:
             await self._remote.make_folders(staging)
             try:
                 await self._remote.make_folder(folder)
-                await self._remote.ask(f"write {file}", self._write(file, bytes(PROBE_BYTES)))
+                await self._remote.write(file, bytes(PROBE_BYTES))
             except DeliveryError:
                 with suppress(DeliveryError):
                     await self._remote.remove_tree(folder)
@@ -240,7 +226,7 @@ class SftpSession:
     # --- publishing ---------------------------------------------------------------------------------------------
 
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
-        _check_relative(job_id, one_segment=True)
+        check_relative(job_id, one_segment=True)
         own = self._path(_name(task_id, fence))
         final, aside = posixpath.join(self._base, job_id), posixpath.join(own, "previous", job_id)
         if await self.is_published(task_id, fence):
@@ -264,30 +250,23 @@ class SftpSession:
 
     # --- staging ------------------------------------------------------------------------------------------------
 
-    async def stage(self, task_id: str, fence: int, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
+    async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
         """On a full disk nothing stays staged: of several jobs that wait for room, one at least shall find it."""
-        for local in files:
-            _check_relative(local.file.target)
+        package = StagedPackage(self._channel_at, self._channels, self._path(_name(task_id, fence)), on_bytes)
         try:
             async with self._full_disk_told():
-                return await self._stage(self._path(_name(task_id, fence)), files, on_bytes)
+                return await package.stage(files)
         except DestinationParked as failure:
             if failure.code == DISK_FULL:
                 with suppress(Unavailable, DestinationParked):
                     await self._remove(_name(task_id, fence))
             raise
 
-    async def _stage(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> Staged:
-        package = posixpath.join(own, "package")
-        missing = await self._keep_whole(own, files, on_bytes)
-        parts = await self._keep_parts(own, missing)
-        for folder in _folders(local.file.target for local in files):
-            # Never with its parents: a stale attempt must not bring its taken folder back to life.
-            await self._remote.make_folder(posixpath.join(package, folder))
-        continued_bytes = await self._upload(own, parts, on_bytes)
-        await self._verify(package, files)
-        whole_bytes = sum(local.file.size for local in files) - sum(local.file.size for local in missing)
-        return Staged(len(files) - len(missing), whole_bytes + continued_bytes)
+    async def _channel_at(self, number: int) -> Remote:
+        """Channel 0 is always there; another is opened, or refused as `Unavailable`."""
+        if number == 0:
+            return self._remote
+        return await _open_channel(self._connection, self._remote.address, self._remote.timeout_seconds)
 
     @asynccontextmanager
     async def _full_disk_told(self) -> AsyncIterator[None]:
@@ -299,104 +278,6 @@ class SftpSession:
             if free is None or (free.size >= ROOM_FOR_MORE_BYTES and free.files > 0):
                 raise
             raise disk_full(failure.message, f"{free.size} bytes and {free.files} files are free") from None
-
-    async def _keep_whole(self, own: str, files: Sequence[LocalFile], on_bytes: OnBytes) -> list[LocalFile]:
-        """Remove from the staged package what does not belong there; the files that are still to be uploaded."""
-        package = posixpath.join(own, "package")
-        wanted = {local.file.target: local.file for local in files}
-        tree = await self._remote.tree(package)
-        staged = await self._read_manifest(own)
-        whole = {
-            target
-            for target, size in tree.files.items()
-            if target in wanted and wanted[target].size == size and staged.get(target) == wanted[target].sha256
-        }
-        await self._remote.remove_files(posixpath.join(package, target) for target in tree.files if target not in whole)
-        needed = set(_folders(wanted))
-        await self._remote.remove_folders(posixpath.join(package, path) for path in tree.folders if path not in needed)
-        await self._write_manifest(own, {target: file.sha256 for target, file in wanted.items()}, staged)
-        for target in whole:
-            on_bytes(wanted[target].size)
-        return [local for local in files if local.file.target not in whole]
-
-    async def _keep_parts(self, own: str, missing: Sequence[LocalFile]) -> list[_Part]:
-        """The part of each missing file, with what has arrived of it; any other part goes. Which of several files with the
-        same content takes which of their parts makes no difference."""
-        folder, copies = posixpath.join(own, "parts"), Counter[str]()
-        there = {name: attrs.size or 0 for name, attrs in (await self._remote.entries(folder)).items()}
-        parts = []
-        for local in missing:
-            sha256 = local.file.sha256
-            name = f"{sha256}-{copies[sha256]}" if copies[sha256] else sha256
-            copies[sha256] += 1
-            parts.append(_Part(local, name, there.pop(name, None)))
-        await self._remote.remove_files(posixpath.join(folder, name) for name in there)
-        return parts
-
-    async def _upload(self, own: str, parts: Sequence[_Part], on_bytes: OnBytes) -> int:
-        """Largest first, so that no channel is left alone with a large one at the end. Returns how many bytes of parts were
-        not sent again."""
-        free = await self._open_channels(len(parts)) * FILES_PER_CHANNEL
-        continued_bytes = 0
-
-        async def upload(part: _Part) -> None:
-            nonlocal continued_bytes
-            remote = free.pop()
-            try:
-                kept_bytes = await upload_file(remote, own, part.name, part.bytes, part.local, on_bytes)
-                continued_bytes += kept_bytes
-            finally:
-                free.append(remote)
-
-        await at_most(len(free), (upload(part) for part in sorted(parts, key=lambda part: -part.local.file.size)))
-        return continued_bytes
-
-    async def _open_channels(self, files: int) -> list[Remote]:
-        """At most as many as there are files; a server that refuses some is used with the rest."""
-        wanted = min(self._channels, files) - 1
-        opened = await asyncio.gather(
-            *(_open_channel(self._connection, self._remote.address, self._remote.timeout_seconds) for _ in range(wanted)),
-            return_exceptions=True,
-        )
-        return [self._remote, *(each for each in opened if isinstance(each, Remote))]
-
-    async def _verify(self, package: str, files: Sequence[LocalFile]) -> None:
-        tree = await self._remote.tree(package)
-        wanted = {local.file.target: local.file.size for local in files}
-        differing = sorted(path for path in wanted.keys() | tree.files.keys() if wanted.get(path) != tree.files.get(path))
-        if differing:
-            raise Unavailable(
-                "staged_differs",
-                f"{self._remote.address}: {differing[0]} (of {len(differing)} such) was staged with "
-                f"{tree.files.get(differing[0])} bytes, not {wanted.get(differing[0])}",
-                "It is uploaded again.",
-            )
-
-    async def _read_manifest(self, own: str) -> dict[str, str]:
-        """Empty where there is none, or one that cannot be read: then nothing staged is kept."""
-        try:
-            text = await self._remote.ask("read the staging manifest", self._read(posixpath.join(own, "manifest.json")))
-            staged = json.loads(text)
-        except (Missing, ValueError):
-            return {}
-        return staged if isinstance(staged, dict) else {}
-
-    async def _write_manifest(self, own: str, wanted: dict[str, str], staged: dict[str, str]) -> None:
-        """Written after what differs from it was removed and before anything new arrives."""
-        if wanted == staged:
-            return
-        path, part = posixpath.join(own, "manifest.json"), posixpath.join(own, "parts", "manifest")
-        await self._remote.remove_files([path])
-        await self._remote.ask("write the staging manifest", self._write(part, json.dumps(wanted).encode()))
-        await self._remote.rename(part, path)
-
-    async def _read(self, path: str) -> bytes:
-        async with self._remote.channel.open(path, "rb") as file:
-            return await file.read()
-
-    async def _write(self, path: str, content: bytes) -> None:
-        async with self._remote.channel.open(path, "wb") as file:
-            await file.write(content)
 
 
 async def _open_channel(connection: asyncssh.SSHClientConnection, address: str, timeout_seconds: float) -> Remote:
@@ -417,21 +298,3 @@ def _is_ours(name: str) -> bool:
 
 def _name(task_id: str, fence: int) -> str:
     return f"{task_id}-{fence}"
-
-
-def _folders(targets: Iterable[str]) -> list[str]:
-    """Every folder the targets are in, from the top down."""
-    folders: set[str] = set()
-    for target in targets:
-        while target := posixpath.dirname(target):
-            folders.add(target)
-    return sorted(folders, key=lambda path: (path.count("/"), path))
-
-
-def _check_relative(path: str, one_segment: bool = False) -> None:
-    """The domain has refused such paths already; this is the last gate before the partner's disk."""
-    segments = path.split("/")
-    if any(segment in ("", ".", "..", STAGING) for segment in segments) or "\0" in path or (one_segment and len(segments) > 1):
-        raise Rejected(
-            "path_refused", f"{path!r} is no place for a delivery", "Correct the job's files or id, then submit again."
-        )

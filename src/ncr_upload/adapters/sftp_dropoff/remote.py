@@ -108,14 +108,34 @@ class Remote:
         """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
         await self.ask(f"rename {old} to {new}", self.channel.rename(old, new))
 
+    async def replace(self, old: str, new: str) -> None:
+        """Rename a file over another that may be there: at once where the server has `posix-rename`."""
+        if "posix-rename" in self.extensions():
+            await self.ask(f"rename {old} to {new}", self.channel.posix_rename(old, new))
+        else:
+            await self._remove(new)
+            await self.rename(old, new)
+
+    async def read(self, path: str) -> bytes:
+        async def read() -> bytes:
+            async with self.channel.open(path, "rb") as file:
+                return await file.read()
+
+        return await self.ask(f"read {path}", read())
+
+    async def write(self, path: str, content: bytes) -> None:
+        async def write() -> None:
+            async with self.channel.open(path, "wb") as file:
+                await file.write(content)
+
+        await self.ask(f"write {path}", write())
+
     async def make_folder(self, path: str) -> None:
         """Make it in its parent, which must be there; it may exist."""
-        if await self.exists(path):
-            return
         try:
             await self.ask(f"make {path}", self.channel.mkdir(path))
-        except Failed:
-            if not await self.exists(path):  # else somebody else made it
+        except (Failed, DestinationParked):
+            if not await self.exists(path):  # servers have no code of its own for what exists
                 raise
 
     async def make_folders(self, path: str) -> None:

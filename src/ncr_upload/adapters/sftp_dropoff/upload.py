@@ -7,7 +7,6 @@ part that is n bytes long, everything below n − WINDOW_BYTES was acknowledged,
 from __future__ import annotations
 
 import asyncio
-import posixpath
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -26,13 +25,10 @@ PROOF_BYTES = 64 * 1024
 """So much below the point where a part is continued is read back and compared."""
 
 
-async def upload_file(
-    remote: Remote, own: str, part_name: str, part_bytes: int | None, local: LocalFile, on_bytes: OnBytes
-) -> int:
-    """Upload as `parts/{part_name}`, of which `part_bytes` are there already (None: there is no such part), and give the file
-    its staged name once its size is right. Returns how many bytes were not sent again."""
-    part, target = posixpath.join(own, "parts", part_name), local.file.target
-    doing = f"write {target}"
+async def upload_part(remote: Remote, part: str, part_bytes: int | None, local: LocalFile, on_bytes: OnBytes) -> int:
+    """Upload as `part`, of which `part_bytes` are there already (None: there is no such part). Returns how many bytes were not
+    sent again."""
+    doing = f"write {local.file.target}"
     with await asyncio.to_thread(local.path.open, "rb") as source:
         file, offset = await _open_part(remote, part, part_bytes, local.file.size, source, doing)
         on_bytes(offset)
@@ -44,14 +40,6 @@ async def upload_file(
                 with suppress(Unavailable, DestinationParked):
                     await remote.remove_files([part])
             raise
-    arrived = await remote.size(part)
-    if arrived != local.file.size:
-        raise Unavailable(
-            "staged_differs",
-            f"{remote.address} holds {arrived} bytes of {target} instead of {local.file.size}",
-            "It is uploaded again.",
-        )
-    await remote.rename(part, posixpath.join(own, "package", target))
     return offset
 
 

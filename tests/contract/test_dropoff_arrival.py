@@ -1,0 +1,173 @@
+"""Files are staged as they become known: kept by the next attempt, given up without a trace, in few writes of the manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from ncr_upload.adapters.sftp_dropoff import SftpDropoff
+from ncr_upload.adapters.sftp_dropoff.remote import Remote
+from ncr_upload.application.ports import LocalFile, Staged
+from ncr_upload.domain.errors import Unavailable
+from packages_on_disk import arriving, write_package
+from servers import SftpServer, start_asyncssh, start_sshd
+
+pytestmark = pytest.mark.anyio
+STAGING = ".ncr-staging"
+CONTENTS = {f"S/materials/{number % 7}/{number}.png": os.urandom(1000 + number) for number in range(60)}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
+        yield server
+
+
+class Place:
+    def __init__(self, server: SftpServer, name: str) -> None:
+        self.folder = server.folder / name
+        self.folder.mkdir()
+        self.dropoff = SftpDropoff(server.login, f"{server.base_dir.rstrip('/')}/{name}", timeout_seconds=10)
+
+    def read(self, folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def staged(self, fence: int) -> dict[str, bytes]:
+        return self.read(self.folder / STAGING / f"task-{fence}" / "package")
+
+
+@pytest.fixture(params=["plain", "openssh"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place(request.getfixturevalue(request.param), tmp_path.name)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[LocalFile]:
+    return write_package(tmp_path / "files", CONTENTS)
+
+
+@pytest.fixture
+def manifests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every write of a manifest."""
+    written: list[str] = []
+    replace = Remote.replace
+
+    async def count(self: Remote, old: str, new: str) -> None:
+        written.append(new)
+        await replace(self, old, new)
+
+    monkeypatch.setattr(Remote, "replace", count)
+    return written
+
+
+async def one_by_one(files: list[LocalFile], seconds: float = 0.02) -> AsyncIterator[LocalFile]:
+    for local in files:
+        await asyncio.sleep(seconds)
+        yield local
+
+
+async def until(place: Place, fence: int, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(place.staged(fence)) < count:  # noqa: ASYNC110 - the server's disk is watched
+            await asyncio.sleep(0.02)
+
+
+async def test_all_files_at_once_take_one_write_of_the_manifest(
+    place: Place, files: list[LocalFile], manifests: list[str]
+) -> None:
+    async with place.dropoff.session() as session:
+        await session.adopt("task", 1)
+        await session.stage("task", 1, arriving(files), lambda _: None)
+    assert place.staged(1) == CONTENTS
+    assert len(manifests) == 1
+
+
+async def test_files_that_arrive_one_by_one_are_staged_meanwhile_in_few_writes_of_the_manifest(
+    place: Place, files: list[LocalFile], manifests: list[str]
+) -> None:
+    waiting = asyncio.Event()
+
+    async def some_then_the_rest() -> AsyncIterator[LocalFile]:
+        async for local in one_by_one(files[:40]):
+            yield local
+        await waiting.wait()
+        async for local in one_by_one(files[40:]):
+            yield local
+
+    async with place.dropoff.session() as session:
+        await session.adopt("task", 1)
+        staging = asyncio.create_task(session.stage("task", 1, some_then_the_rest(), lambda _: None))
+        await until(place, 1, 40)
+        waiting.set()
+        assert await staging == Staged(0, 0)
+        await session.publish("task", 1, "job-1", lambda: None)
+        await session.discard("task")
+    assert place.read(place.folder / "job-1") == CONTENTS
+    assert len(manifests) < len(files) / 3
+
+
+async def test_what_a_cancelled_stage_has_staged_is_kept_by_the_next_attempt(place: Place, files: list[LocalFile]) -> None:
+    async def never_ending() -> AsyncIterator[LocalFile]:
+        for local in files[:30]:
+            yield local
+        await asyncio.Event().wait()
+
+    async with place.dropoff.session() as session:
+        await session.adopt("task", 1)
+        staging = asyncio.create_task(session.stage("task", 1, never_ending(), lambda _: None))
+        await until(place, 1, 30)
+        staging.cancel()
+        await asyncio.wait([staging])
+        assert staging.cancelled()
+        await session.adopt("task", 2)
+        staged = await session.stage("task", 2, arriving(files), lambda _: None)
+    assert staged == Staged(30, sum(local.file.size for local in files[:30]))
+    assert place.staged(2) == CONTENTS
+
+
+async def test_a_stage_that_is_given_up_leaves_nothing_once_it_is_discarded(place: Place, files: list[LocalFile]) -> None:
+    async with place.dropoff.session() as session:
+        await session.adopt("task", 1)
+        staging = asyncio.create_task(session.stage("task", 1, one_by_one(files), lambda _: None))
+        await until(place, 1, 5)
+        staging.cancel()
+        await asyncio.wait([staging])
+        await session.discard("task")
+    assert list((place.folder / STAGING).iterdir()) == []
+
+
+async def test_a_file_that_never_arrives_ends_the_stage_with_its_own_error(place: Place, files: list[LocalFile]) -> None:
+    async def broken() -> AsyncIterator[LocalFile]:
+        yield files[0]
+        raise Unavailable("storage_unreachable", "the bucket is away", "It is tried again.")
+
+    async with place.dropoff.session() as session:
+        await session.adopt("task", 1)
+        with pytest.raises(Unavailable, match="the bucket is away"):
+            await session.stage("task", 1, broken(), lambda _: None)
+
+
+async def test_a_folder_in_the_place_of_a_file_and_a_file_in_the_place_of_a_folder_make_way(
+    place: Place, tmp_path: Path
+) -> None:
+    one, other = {"S/a": b"file", "S/b/c/d": b"deep"}, {"S/a/x/y": b"deep", "S/b": b"file"}
+    async with place.dropoff.session() as session:
+        for fence, contents in ((1, one), (2, other), (3, one)):
+            await session.adopt("task", fence)
+            await session.stage("task", fence, arriving(write_package(tmp_path / str(fence), contents)), lambda _: None)
+            assert place.staged(fence) == contents
