@@ -8,9 +8,10 @@ SEED   ?=
 TRIALS ?=
 JOBS   ?= 500
 ONLY   ?=
+DATA   ?= package
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test chaos deploy-test soak bench check format docs lock clean servers
+.PHONY: help setup demo dev test chaos deploy-test soak bench profile check format docs lock clean servers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +50,9 @@ soak: $(READY) ## Deliver JOBS=500 small jobs while memory comes and goes (root;
 
 bench: $(PEERS) servers ## Measure every figure beside its peer's: benchmarks/results.json, docs/performance.md (ONLY=package)
 	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+profile: $(PEERS) ## Where the time of one delivery goes (DATA=package, many_small, one_huge)
+	@$(BIN)/python benchmarks/profiling.py $(DATA)
 
 $(PEERS): $(READY) requirements-bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt 2>$(VENV)/pip.log || (cat $(VENV)/pip.log >&2; exit 1)

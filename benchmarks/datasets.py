@@ -28,6 +28,7 @@ class DataSet:
 
     @property
     def sku(self) -> str:
+        """Also the folder of its objects."""
         return self.name.upper()
 
     @property
@@ -60,12 +61,21 @@ def _huge(name: str, size: int, *, sparse: bool = False) -> DataSet:
     return DataSet(name, ((f"{name.upper()}/GLB_files/{name.upper()}.glb", size),), sparse)
 
 
+def _changed(data: DataSet) -> DataSet:
+    """One texture of middling size is another object, with the same place in the package."""
+    key, size = data.files[8]
+    other = (f"CHANGED/{key.partition('/')[2]}", size)
+    return DataSet(data.name, (*data.files[:8], other, *data.files[9:]))
+
+
 PACKAGE = _package()
 MANY_SMALL = _small("many_small", 300, 50_000)
 ONE_HUGE = _huge("one_huge", 1024 * MIB)
 TINY = _small("tiny", 2, 200_000)
 FIVE_GIB = _huge("five_gib", 5 * 1024 * MIB, sparse=True)
-DATA_SETS = (PACKAGE, MANY_SMALL, ONE_HUGE, TINY, FIVE_GIB)
+ONE_FILE = _huge("one_file", PACKAGE.bytes)
+CHANGED = _changed(PACKAGE)
+DATA_SETS = (PACKAGE, CHANGED, MANY_SMALL, ONE_HUGE, TINY, ONE_FILE, FIVE_GIB)
 
 
 def place_data() -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import peers
 from datasets import MANY_SMALL, ONE_HUGE, PACKAGE, DataSet
 from figures import Figure, compare
+from ncr_upload.entrypoints.settings import Settings
 from place import Cost, Place, know_hashes
 
 Runs = dict[str, list[Cost]]
@@ -59,7 +60,7 @@ def _on_loopback(place: Place, data: DataSet, rounds: int, baseline_rounds: int)
     route, worker = place.loopback, place.worker(place.loopback)
     worker.deliver(data)  # warms up caches, for both
     runs = take_turns(rounds, {"ours": lambda: worker.deliver(data), "rclone": lambda: peers.rclone_copy(place, route, data)})
-    peer = f"rclone {peers.rclone_version()} copy"
+    peer = peers.rclone_name()
     yield compare(f"{data.name}.wall.rclone", peer, walls(runs["ours"]), walls(runs["rclone"]))
     yield compare(f"{data.name}.cpu.rclone", peer, cpus(runs["ours"]), cpus(runs["rclone"]))
     runs = take_turns(
@@ -69,6 +70,39 @@ def _on_loopback(place: Place, data: DataSet, rounds: int, baseline_rounds: int)
     yield compare(
         f"{data.name}.wall.baseline", "boto3, zipfile, requests, paramiko", walls(runs["ours"]), walls(runs["baseline"])
     )
+
+
+# --- the emulated WAN -------------------------------------------------------------------------------------------
+
+
+def measure_wan_package(place: Place, rounds: int) -> Iterator[Figure]:
+    return _over_wan(place, PACKAGE, rounds)
+
+
+def measure_wan_many_small(place: Place, rounds: int) -> Iterator[Figure]:
+    return _over_wan(place, MANY_SMALL, min(rounds, 3))
+
+
+def measure_wan_one_huge(place: Place, rounds: int) -> Iterator[Figure]:
+    """rclone takes about a minute, and is given two rounds."""
+    return _over_wan(place, ONE_HUGE, min(rounds, 2))
+
+
+def _over_wan(place: Place, data: DataSet, rounds: int) -> Iterator[Figure]:
+    know_hashes(place, data)
+    route = place.wan()
+    strict = place.worker(route)
+    sides = {"strict": lambda: strict.deliver(data), "rclone": lambda: peers.rclone_copy(place, route, data)}
+    if "stage_before_verdict" in Settings.model_fields:
+        overlapped = place.worker(route, STAGE_BEFORE_VERDICT="true")
+        sides["overlapped"] = lambda: overlapped.deliver(data)
+    else:
+        print("    overlapped: not measured, this version cannot stage before the verdict", flush=True)
+    runs = take_turns(rounds, sides)
+    for way in ("strict", "overlapped"):
+        if way in runs:
+            peer = peers.rclone_name()
+            yield compare(f"wan.{data.name}.{way}.rclone", peer, walls(runs[way]), walls(runs["rclone"]))
 
 
 def now() -> str:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import DataSet
 from parts import require
@@ -37,6 +38,17 @@ def run_measured(command: Sequence[str], environment: dict[str, str], given: str
     if process.returncode:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}: {said[-1000:]}")
     return Cost(wall, usage.ru_utime + usage.ru_stime)
+
+
+def run_reporting(program: Path, told: dict[str, Any]) -> Cost:
+    """Run a program of ours that takes JSON and prints its own cost. Raises `RuntimeError` when it fails."""
+    environment = dict(os.environ) | {"NO_PROXY": "127.0.0.1,localhost"}
+    done = subprocess.run(
+        [sys.executable, str(program)], input=json.dumps(told), capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program.name} ended with {done.returncode}: {done.stderr[-1000:]}")
+    return Cost(**json.loads(done.stdout))
 
 
 # --- rclone -----------------------------------------------------------------------------------------------------
@@ -90,9 +102,13 @@ def rclone_upload(place: Place, route: Route, data: DataSet, folder: Path) -> Co
     return cost
 
 
+def rclone_name() -> str:
+    return f"rclone {rclone_version()} copy"
+
+
 def rclone_version() -> str:
     said = subprocess.run([require("rclone"), "version"], capture_output=True, text=True, check=True).stdout
-    return said.split()[1]
+    return said.split()[1].removeprefix("v")
 
 
 # --- OpenSSH ----------------------------------------------------------------------------------------------------
@@ -109,6 +125,10 @@ def openssh_upload(place: Place, route: Route, data: DataSet, folder: Path) -> C
     place.check(into, data)
     place.clear(into)
     return cost
+
+
+def openssh_name() -> str:
+    return f"sftp -b, OpenSSH {openssh_version()}"
 
 
 def openssh_version() -> str:
@@ -139,12 +159,7 @@ def baseline(place: Place, route: Route, data: DataSet) -> Cost:
         "into": f"{place.sftp.base_dir}/{into}",
         "work_dir": str(place.folder),
     }
-    done = subprocess.run(
-        [sys.executable, str(HERE / "baseline.py")], input=json.dumps(told), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"the baseline ended with {done.returncode}: {done.stderr[-1000:]}")
-    cost = Cost(**json.loads(done.stdout))
+    cost = run_reporting(HERE / "baseline.py", told)
     place.check(into, data)
     place.clear(into)
     return cost

@@ -23,8 +23,12 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).paren
 import psutil
 
 import deliveries
+import limit
+import memory
 import peers
-from figures import Figure, merge_results, say
+import redelivery
+import uploads
+from figures import RESULTS, Figure, merge_results, say
 from place import Place, open_place
 
 Group = Callable[[Place, int], Iterable[Figure]]
@@ -32,6 +36,14 @@ GROUPS: dict[str, Group] = {
     "package": deliveries.measure_package,
     "many_small": deliveries.measure_many_small,
     "one_huge": deliveries.measure_one_huge,
+    "wan.package": deliveries.measure_wan_package,
+    "wan.many_small": deliveries.measure_wan_many_small,
+    "wan.one_huge": deliveries.measure_wan_one_huge,
+    "upload.wan": uploads.measure_wan,
+    "upload.cpu": uploads.measure_cpu,
+    "redelivery": redelivery.measure,
+    "memory": memory.measure,
+    "limit": limit.measure,
 }
 
 
@@ -63,21 +75,22 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--only", metavar="GROUP")
     asked.add_argument("--rounds", type=int, default=5, help="how often each pair is measured where a round is short (5)")
+    asked.add_argument("--results", type=Path, default=RESULTS, help="written after each group; others' figures stay in it")
     options = asked.parse_args()
     names = chosen(options.only or None)
     began = time.monotonic()
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="ncr-bench-") as folder, open_place(Path(folder)) as place:
         for name in names:
-            figures += measure(name, place, options.rounds)
+            figures += measure(name, place, options.rounds, options.results)
     print(f"\n{time.monotonic() - began:.0f} s in all")
     for figure in figures:
         print(say(figure))
     return 0
 
 
-def measure(name: str, place: Place, rounds: int) -> list[Figure]:
-    """One group, written to results.json as soon as it is whole."""
+def measure(name: str, place: Place, rounds: int, results: Path) -> list[Figure]:
+    """One group, written to `results` as soon as it is whole."""
     load, began = os.getloadavg()[0], time.monotonic()
     print(f"\n{name}", flush=True)
     found = []
@@ -85,7 +98,7 @@ def measure(name: str, place: Place, rounds: int) -> list[Figure]:
         print(f"  {say(figure)}", flush=True)
         found.append(figure)
     told = {"at": deliveries.now(), "seconds": round(time.monotonic() - began, 1), "load_before": round(load, 1)}
-    merge_results(found, machine(), name, told)
+    merge_results(found, machine(), name, told, results)
     return found
 
 
