@@ -92,6 +92,7 @@ class Worker:
     board: RecordingBoard = field(default_factory=RecordingBoard)
     lease_renew_seconds: float = 5.0
     max_attempts: int = 3
+    stage_before_verdict: bool = False
 
     def __post_init__(self) -> None:
         (accepted,) = self.ledger.accept([NewJob("job-1", "ann", "spring")], batch_id=None, release=1)
@@ -120,7 +121,7 @@ class Worker:
             retry_limits=RetryLimits(self.max_attempts, 5, 60),
             parking=PARKING,
             janitor=JANITOR,
-            pipeline=PipelineOptions(self.work_dir, "latest_date", "refuse", 4, AdmissionLimits(80)),
+            pipeline=PipelineOptions(self.work_dir, "latest_date", "refuse", 4, self.stage_before_verdict, AdmissionLimits(80)),
         )
         return run_task(self.task_id, WorkerPorts(pipeline, self.ledger, self.ledger, self.board), options, reach)
 
@@ -134,9 +135,10 @@ class Worker:
         return not self.dropoff.staging and not (self.work_dir.exists() and any(self.work_dir.iterdir()))
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Worker:
-    return Worker(tmp_path / "work")
+@pytest.fixture(params=[False, True], ids=["strict", "staged ahead"])
+def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Worker:
+    """One that uploads after the verdict, and one that does so before it."""
+    return Worker(tmp_path / "work", stage_before_verdict=request.param)
 
 
 def test_a_delivery_is_published_recorded_and_cleaned_up(worker: Worker) -> None:
@@ -153,6 +155,9 @@ def test_a_delivery_over_a_previous_one_passes_every_crash_point_once_and_in_ord
     worker.dropoff.deliveries["job-1"] = {"SKU1/SKU1.glb": b"the one before"}
     reached: list[str] = []
     worker.run(reached.append)
+    if worker.stage_before_verdict:
+        assert reached.index("stage:before") < reached.index("validate:after")
+        reached.sort(key=CRASH_POINTS.index)
     assert reached == list(CRASH_POINTS)
 
 
@@ -205,6 +210,36 @@ def test_a_no_is_recorded_and_nothing_is_sent(worker: Worker) -> None:
     assert "SKU1/SKU1.glb is broken" in worker.task.message
     assert worker.catalogue.written == ["refused"]
     assert worker.dropoff.deliveries == {}
+    assert worker.nothing_left()
+
+
+@pytest.mark.parametrize("worker", [True], indirect=True)
+def test_what_is_staged_before_a_no_is_hidden_and_removed(worker: Worker) -> None:
+    worker.dropoff.deliveries["job-1"] = {"SKU1/SKU1.glb": b"the one before"}
+    staged: list[int] = []
+
+    def look(point: str) -> None:
+        if point == "validate:after":
+            staged.append(len(worker.dropoff.staging))
+            assert worker.dropoff.deliveries == {"job-1": {"SKU1/SKU1.glb": b"the one before"}}
+
+    worker.validator.answers = [NO]
+    worker.run(look)
+    assert staged == [1]
+    assert worker.task.status is Status.VALIDATION_FAILED
+    assert worker.dropoff.deliveries == {"job-1": {"SKU1/SKU1.glb": b"the one before"}}
+    assert worker.nothing_left()
+
+
+@pytest.mark.parametrize("worker", [True], indirect=True)
+def test_what_a_no_could_not_remove_is_removed_by_the_next_ring(worker: Worker) -> None:
+    worker.validator.answers = [NO]
+    worker.dropoff.failures["discard"].append(AWAY)
+    worker.run()
+    assert worker.task.status is Status.VALIDATION_FAILED
+    assert worker.dropoff.staging
+    worker.ledger.set_time("staging_due_at", worker.task_id)
+    worker.run()
     assert worker.nothing_left()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ncr_upload.application.arrivals import Arrival, Turns
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.crash_points import Reach, pass_by
+from ncr_upload.application.downloads import Downloads, summarised
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus
 from ncr_upload.application.parking import require_open
@@ -21,8 +23,6 @@ from ncr_upload.application.ports import (
     Dropoff,
     DropoffSession,
     Host,
-    LocalFile,
-    ObjectInfo,
     ObjectStore,
     Parking,
     Recording,
@@ -31,17 +31,16 @@ from ncr_upload.application.ports import (
     Validator,
     Verdict,
 )
-from ncr_upload.application.workspace import Workspace, remove_oldest
-from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defer, decide, find_misfit
-from ncr_upload.domain.errors import CancelRequested, Deferred, DeliveryError, Rejected, Unavailable
+from ncr_upload.application.workspace import Workspace
+from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.errors import CancelRequested, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
-from ncr_upload.domain.packages import PackageFile, PackageSize, PlannedFile
+from ncr_upload.domain.packages import PlannedFile
 from ncr_upload.domain.retries import ErrorClass
 from ncr_upload.domain.selection import select_files
 
 T = TypeVar("T")
-STATS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,7 @@ class PipelineOptions:
     file_selection: Literal["latest_date", "latest_per_path", "all"]
     layout_collisions: Literal["refuse", "newest"]
     download_concurrency: int
+    stage_before_verdict: bool
     admission: AdmissionLimits
 
 
@@ -90,8 +90,8 @@ class Delivery:
         self.live = live
         self.announced_publish = claim.publish_fence is not None
         self.reach = reach
-        self.kept_files = 0
         self.staged = Staged(0, 0)
+        self.early_bytes = 0
 
     async def run(self) -> None:
         """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
@@ -104,17 +104,49 @@ class Delivery:
         source = await self.look_up()
         plan = await self.plan(source)
         with Workspace(self.options.work_dir, self.task.task_id, self.claim.fence) as workspace:
-            package, verdict = await self.download_and_judge(plan, workspace)
-            if not verdict.passed:
-                await self.refuse(verdict)
-                return
-            await self.pass_validation(verdict)
-            await self.require_open_destination()
-            async with self.ports.dropoff.session() as destination:
-                await self.stage(destination, package)
-                await self.publish(destination)
-                await self.record()
-                await self.clean_up(destination)
+            async with self.download(plan, workspace) as downloads:
+                if self.options.stage_before_verdict:
+                    await self.stage_then_decide(downloads)
+                else:
+                    await self.decide_then_stage(downloads)
+
+    async def decide_then_stage(self, downloads: Downloads) -> None:
+        """The validator's "yes" first; until then the destination hears nothing of the package."""
+        verdict = await self.judge(downloads)
+        if not verdict.passed:
+            await self.refuse(verdict)
+            return
+        await self.pass_validation(verdict)
+        await self.require_open_destination()
+        async with self.ports.dropoff.session() as destination:
+            await self.adopt(destination)
+            await self.begin_upload(downloads)
+            await self.finish_upload(destination, self.upload(destination, downloads))
+
+    async def stage_then_decide(self, downloads: Downloads) -> None:
+        """Upload into the hidden staging folder while files arrive and the validator judges them: removed again on a "no"."""
+        async with self.ports.dropoff.session() as destination:
+            await self.adopt(destination)
+            uploading = asyncio.create_task(self.upload(destination, downloads))
+            try:
+                verdict = await self.judge(downloads, uploading)
+                if verdict.passed:
+                    await self.pass_validation(verdict)
+                    await self.begin_upload(downloads)
+                    await self.finish_upload(destination, uploading)
+                    return
+            finally:
+                await stop([uploading])
+            await self.refuse(verdict)
+            await self.clean_up(destination)
+
+    async def finish_upload(self, destination: DropoffSession, uploading: Awaitable[None]) -> None:
+        """From the moment the package may be delivered."""
+        await uploading
+        self.reach("stage:after")
+        await self.publish(destination)
+        await self.record()
+        await self.clean_up(destination)
 
     async def resume_publish(self) -> bool:
         """If an earlier attempt's publish went through although nobody heard of it: record that, and be done."""
@@ -170,116 +202,57 @@ class Delivery:
         await self._advance(Status.PROCESSING, Stage.LOOKUP, " ".join(facts), sku=source.sku)
         return layout.files
 
-    async def download_and_judge(
-        self, plan: Sequence[PlannedFile], workspace: Workspace
-    ) -> tuple[Sequence[LocalFile], Verdict]:
-        """Fetch in parallel; each finished file enters, in the plan's order, the zip that streams to the validator."""
-        objects = await self._stat_all(plan)
-        total_bytes = sum(found.size for found in objects)
-        here = await asyncio.to_thread(workspace.clear_all_but, objects)
-        missing_bytes = sum(found.size for found in objects if found.key not in here)
-        await asyncio.to_thread(self._take_room, workspace, total_bytes, missing_bytes)
-        self.live.know(files=len(plan), bytes=total_bytes)
-        message = f"downloading {len(plan)} files, {total_bytes} bytes"
-        message += f"; {len(here)} of them may be here from the attempt before" if here else ""
-        size = PackageSize(len(plan), total_bytes)
-        await self._advance(Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=total_bytes, size=size)
+    @asynccontextmanager
+    async def download(self, plan: Sequence[PlannedFile], workspace: Workspace) -> AsyncIterator[Downloads]:
+        """Fetch in parallel, from when there is room for it until the attempt needs no more."""
+        ports, options = self.ports, self.options
+        downloads = Downloads(plan, workspace, ports.store, ports.host, options.admission, self.live.add_bytes)
+        here = await downloads.prepare()
+        size = downloads.size
+        self.live.know(files=size.files, bytes=size.bytes)
+        message = f"downloading {size.files} files, {size.bytes} bytes"
+        message += f"; {here} of them may be here from the attempt before" if here else ""
+        ahead = options.stage_before_verdict
+        message += "; each is staged when it has arrived, and nothing is visible before the verdict" if ahead else ""
+        await self._advance(
+            Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=size.bytes, size=size, announce_staging=ahead
+        )
         self.reach("download:before")
-        turns = Turns(self.options.download_concurrency)
-        arrivals = [
-            Arrival(planned.target, found.size, workspace.place(planned.key))
-            for planned, found in zip(plan, objects, strict=True)
-        ]
-        downloads = [
-            asyncio.create_task(self._fetch(planned, found, workspace, turns, arrival))
-            for planned, found, arrival in zip(plan, objects, arrivals, strict=True)
-        ]
-        judging = asyncio.create_task(self._judge(arrivals))
+        downloads.begin(options.download_concurrency)
         try:
-            verdict = await _first_to_decide(judging, downloads)
+            yield downloads
         finally:
-            await _stop([*downloads, judging])
-        return [download.result() for download in downloads if verdict.passed], verdict
+            await stop(downloads.tasks)
 
-    async def _stat_all(self, plan: Sequence[PlannedFile]) -> Sequence[ObjectInfo]:
-        at_once = asyncio.Semaphore(STATS_AT_ONCE)
-
-        async def stat(planned: PlannedFile) -> ObjectInfo:
-            async with at_once:
-                return await self.ports.store.stat(planned.key)
-
-        found = await asyncio.gather(*(stat(planned) for planned in plan), return_exceptions=True)
-        failures = [answer for answer in found if isinstance(answer, BaseException)]
-        if failures:
-            raise _summarised(failures)
-        return [answer for answer in found if isinstance(answer, ObjectInfo)]
-
-    def _take_room(self, workspace: Workspace, total_bytes: int, missing_bytes: int) -> None:
-        """Memory, and disk for the download, or the job waits without spending an attempt; one that could never fit is
-        refused. What other tasks keep on the disk for their next attempts goes first; what other attempts have reserved
-        is theirs."""
-        misfit = find_misfit(
-            total_bytes,
-            total_disk_bytes=self.ports.host.total_disk(self.options.work_dir),
-            limits=self.options.admission,
-        )
-        if misfit is not None:
-            raise Rejected(
-                "disk_too_small",
-                f"the job can never run on this worker: {misfit.reason}",
-                f"Point WORK_DIR ({self.options.work_dir}) at a larger disk and submit the job again.",
+    async def judge(self, downloads: Downloads, *beside: asyncio.Task[None]) -> Verdict:
+        """Each file enters, in the plan's order and as it comes, the zip that streams to the validator. The failure of a
+        download, or of what runs beside, is raised as soon as it fails: never the broken-off zip that follows from it."""
+        judging = asyncio.create_task(self._judge(downloads))
+        waiting: set[asyncio.Task[Any]] = {judging, *downloads.tasks, *beside}
+        try:
+            while not judging.done():
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                failures = [error for task in done if task is not judging and (error := task.exception()) is not None]
+                if failures:
+                    raise summarised(failures)
+            verdict = judging.result()
+        finally:
+            await stop([judging])
+        if verdict.passed and not all(task.done() for task in downloads.tasks):
+            raise Unavailable(
+                "validator_early",
+                "the validator passed the package before it had received all of it",
+                "Ask the validator's operators; the job is tried again.",
             )
-        with workspace.deciding():
-            kept_by_others = remove_oldest(self.options.work_dir, but_of=self.task.task_id)
-            while isinstance(decision := self._decide(workspace, missing_bytes), Defer) and decision.code == DISK_SHORT:
-                if next(kept_by_others, None) is None:
-                    break
-            if isinstance(decision, Defer):
-                short = "disk" if decision.code == DISK_SHORT else "memory"
-                raise Deferred(
-                    decision.code,
-                    f"waiting for {short} on the worker's host: {decision.reason}",
-                    f"Free some there (WORK_DIR is {self.options.work_dir}); the job goes on by itself and spends no attempt.",
-                )
-            workspace.reserve(missing_bytes)
+        return verdict
 
-    def _decide(self, workspace: Workspace, missing_bytes: int) -> Admit | Defer:
-        free_bytes = self.ports.host.free_disk(self.options.work_dir) - workspace.reserved_by_others()
-        return decide(
-            memory_used_percent=self.ports.host.memory().used_percent,
-            limits=self.options.admission,
-            free_disk_bytes=max(0, free_bytes),
-            needed_disk_bytes=missing_bytes,
-        )
-
-    async def _fetch(
-        self, planned: PlannedFile, found: ObjectInfo, workspace: Workspace, turns: Turns, arrival: Arrival
-    ) -> LocalFile:
-        to = workspace.place(planned.key)
-        async with turns.take(found.size):
-            fetched = await asyncio.to_thread(workspace.find, found)
-        if fetched is not None:
-            self.kept_files += 1
-            self.live.add_bytes(fetched.size)
-        else:
-            fetched = await self.ports.store.fetch(
-                planned.key, to, self.live.add_bytes, known=found, turns=turns, follower=arrival
-            )
-            workspace.note(planned.key, fetched)
-        file = PackageFile(planned.key, planned.target, fetched.size, fetched.sha256, fetched.crc32, fetched.etag)
-        local = LocalFile(file, to)
-        arrival.become(local)
-        return local
-
-    async def _judge(self, arrivals: Sequence[Arrival]) -> Verdict:
+    async def _judge(self, downloads: Downloads) -> Verdict:
         async def in_order() -> AsyncIterator[Arrival]:
-            for arrival in arrivals:
+            async for arrival in downloads.in_order():
                 yield arrival
-            for arrival in arrivals:
-                await arrival.whole()
             self.reach("download:after")
             self.reach("validate:before")
-            kept, files = self.kept_files, len(arrivals)
+            kept, files = downloads.kept_files, downloads.size.files
             fetched = f"kept {kept} of {files} files from the attempt before, downloaded {files - kept}"
             message = fetched if kept else f"downloaded {files} files"
             await self._advance(Status.PROCESSING, Stage.VALIDATE, f"{message}; the validator judges the zip")
@@ -331,23 +304,29 @@ class Delivery:
             announce_staging=True,
         )
 
-    async def stage(self, destination: DropoffSession, package: Sequence[LocalFile]) -> None:
-        """Upload into the hidden staging folder, keeping what an earlier attempt staged of the very same package."""
+    async def adopt(self, destination: DropoffSession) -> None:
+        """Make the hidden staging folder this attempt's, with what an earlier one staged."""
         self.reach("stage:before")
         self.lease.check()
-        task_id, fence = self.task.task_id, self.claim.fence
-        files = [local.file for local in package]
-        await destination.adopt(task_id, fence)
-        total_bytes = sum(file.size for file in files)
-        await self._advance(
-            Status.UPLOADING,
-            Stage.UPLOAD,
-            f"uploading {len(files)} files, {total_bytes} bytes",
-            files=files,
-            total_bytes=total_bytes,
-        )
-        self.staged = await destination.stage(task_id, fence, _at_once(package), self.live.add_bytes)
-        self.reach("stage:after")
+        await destination.adopt(self.task.task_id, self.claim.fence)
+
+    async def begin_upload(self, downloads: Downloads) -> None:
+        """The package as it will be delivered is written down."""
+        files = [local.file for local in downloads.results()]
+        message = f"uploading {len(files)} files, {downloads.size.bytes} bytes"
+        await self._advance(Status.UPLOADING, Stage.UPLOAD, message, files=files, total_bytes=downloads.size.bytes)
+        self.live.add_bytes(self.early_bytes)
+
+    async def upload(self, destination: DropoffSession, downloads: Downloads) -> None:
+        """Into the staging folder, keeping what is there of the very same package."""
+        files = downloads.as_they_come()
+        self.staged = await destination.stage(self.task.task_id, self.claim.fence, files, self._count_uploaded)
+
+    def _count_uploaded(self, count: int) -> None:
+        if self.live.stage is Stage.UPLOAD:
+            self.live.add_bytes(count)
+        else:
+            self.early_bytes += count
 
     async def publish(self, destination: DropoffSession) -> None:
         """Make the package visible, whole, by one directory rename."""
@@ -425,41 +404,8 @@ async def remove_staging(task_id: str, dropoff: Dropoff, cleaning: Cleaning) -> 
     await asyncio.to_thread(cleaning.cleaned, task_id)
 
 
-async def _at_once(package: Sequence[LocalFile]) -> AsyncIterator[LocalFile]:
-    for local in package:
-        yield local
-
-
-async def _first_to_decide(judging: asyncio.Task[Verdict], downloads: Sequence[asyncio.Task[Any]]) -> Verdict:
-    """The verdict, or the failure of a download as soon as it fails: never the broken-off upload that follows from it."""
-    waiting: set[asyncio.Task[Any]] = {judging, *downloads}
-    while not judging.done():
-        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        failures = [error for task in done if task is not judging and (error := task.exception()) is not None]
-        if failures:
-            raise _summarised(failures)
-    verdict = judging.result()
-    if verdict.passed and not all(download.done() for download in downloads):
-        raise Unavailable(
-            "validator_early",
-            "the validator passed the package before it had received all of it",
-            "Ask the validator's operators; the job is tried again.",
-        )
-    return verdict
-
-
-async def _stop(tasks: Sequence[asyncio.Task[Any]]) -> None:
+async def stop(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel them and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _summarised(failures: Sequence[BaseException]) -> BaseException:
-    """The failure that decides: a rejection before anything that could be retried; the rest are counted in it."""
-    first = next((failure for failure in failures if isinstance(failure, Rejected)), failures[0])
-    same = [failure for failure in failures if isinstance(failure, Rejected) and failure is not first]
-    if isinstance(first, Rejected) and same:
-        also = "; ".join(failure.message for failure in same[:4])
-        more = f" (and {len(same) - 4} more)" if len(same) > 4 else ""
-        return Rejected(first.code, f"{first.message}; {also}{more}", first.next_step)
-    return first

@@ -42,7 +42,7 @@ class Workspace:
 
     def __init__(self, work_dir: Path, task_id: str, fence: int) -> None:
         self.path = work_dir / f"{task_id}-{fence}"
-        self._task_id = task_id
+        self.task_id = task_id
         self._fence = fence
         self._lock = -1
 
@@ -92,9 +92,11 @@ class Workspace:
     def note(self, key: str, fetched: Fetched) -> None:
         """Record what is at the key's place. Without a record, for want of disk or time, the next attempt fetches it again."""
         part = self.path / f".{uuid.uuid4().hex}.part"
-        with suppress(OSError):
+        try:
             part.write_text(json.dumps({"key": key, **asdict(fetched)}))
             part.replace(self._record_path(key))
+        except OSError:
+            part.unlink(missing_ok=True)
 
     def clear_all_but(self, objects: Sequence[ObjectInfo]) -> set[str]:
         """Remove every file that is not, by its record, one of these objects as they are now; the keys of the others."""
@@ -134,7 +136,7 @@ class Workspace:
         return place.with_name(place.name + RECORD_SUFFIX)
 
     def _take_over(self) -> None:
-        for folder in sorted(_workspaces(self.path.parent, self._task_id), key=_fence, reverse=True):
+        for folder in sorted(_workspaces(self.path.parent, self.task_id), key=_fence, reverse=True):
             if _fence(folder) < self._fence and (lock := _try_lock(folder)) is not None:
                 if self.path.exists():
                     shutil.rmtree(folder, ignore_errors=True)

@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     sftp_channels: int = Field(4, ge=1, le=16, description="Files uploaded at once over one connection.")
     sftp_timeout_seconds: float = Field(30, gt=0)
 
+    stage_before_verdict: bool = Field(
+        False, description="Upload while files arrive and the validator judges them, hidden until its verdict."
+    )
+
     # Jobs
     work_dir: Path = Path("var/work")
     file_selection: Literal["latest_date", "latest_per_path", "all"] = "latest_date"

@@ -94,6 +94,7 @@ def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
             file_selection=settings.file_selection,
             layout_collisions=settings.layout_collisions,
             download_concurrency=settings.download_concurrency,
+            stage_before_verdict=settings.stage_before_verdict,
             admission=make_limits(settings),
         ),
     )
