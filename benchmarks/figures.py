@@ -4,7 +4,7 @@
 
 `ours` and `theirs` are medians in the figure's unit (`unit_of`), `ratio` is ours / theirs, `goal` what it may be at most (at
 least, for the names in AT_LEAST; null where nothing was promised), `runs` how often each side was measured, and `spread` how
-far the ratios of the single pairs lie apart: (largest - smallest) / median.
+far the ratios of the single pairs lie apart: the distance of their quartiles (of the outermost, of fewer than four) / median.
 """
 
 from __future__ import annotations
@@ -93,10 +93,22 @@ def compare(name: str, peer: str, ours: Sequence[float], theirs: Sequence[float]
     ratio, goal = median_ours / median_theirs, GOALS[name]
     pairs = [our / their for our, their in zip(ours, theirs, strict=True)]
     met = None if goal is None else bool(ratio >= goal if name in AT_LEAST else ratio <= goal)
-    spread = (max(pairs) - min(pairs)) / statistics.median(pairs)
     return Figure(
-        name, peer, round(median_ours, 4), round(median_theirs, 4), round(ratio, 4), goal, met, len(ours), round(spread, 3)
+        name,
+        peer,
+        round(median_ours, 4),
+        round(median_theirs, 4),
+        round(ratio, 4),
+        goal,
+        met,
+        len(ours),
+        round(_spread(pairs), 3),
     )
+
+
+def _spread(pairs: Sequence[float]) -> float:
+    low, _, high = statistics.quantiles(pairs, n=4) if len(pairs) > 3 else (min(pairs), 0, max(pairs))
+    return (high - low) / statistics.median(pairs)
 
 
 def say(figure: Figure) -> str:

@@ -25,19 +25,35 @@ from sqlalchemy import Engine, event, insert, text
 sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[1] / "tests")]
 
 from databases import Databases
+from ledger_twin import MemoryJobQueue, MemoryStatusBoard
+from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.adapters.sql.history import SqlHistory
+from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.tables import batches, events, jobs
+from ncr_upload.adapters.sql.workers import SqlWorkerReports
+from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
 from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.migrations.apply import upgrade
 
 CHUNK = 5_000
-LIVE = 50
+LIVE = 100
+"""As many as one page of `GET /jobs/active` shows, so that it shows as many of any ledger."""
+
 IN_BATCH = 500
 DAY = 86_400.0
 ENGINES = ("sqlite", "postgresql", "mariadb")
+
+
+class FullQueue(MemoryJobQueue):
+    """Has a message for each of the `waiting` jobs."""
+
+    waiting = LIVE
+
+    def depth(self, *, first: bool = False) -> int:
+        return 0 if first else self.waiting
 
 
 class Ledger:
@@ -47,7 +63,17 @@ class Ledger:
         self.engine = open_engine(url, pool_size=2, statement_seconds=3600)
         upgrade(self.engine)
         self.submissions = SqlSubmissions(self.engine, max_attempts=5)
-        self.recovery, self.history = SqlRecovery(self.engine), SqlHistory(self.engine)
+        self.history, self.queue = SqlHistory(self.engine), FullQueue()
+        self.sweep_ports = SweepPorts(
+            recovery=SqlRecovery(self.engine),
+            cleaning=SqlCleaning(self.engine),
+            parking=SqlParking(self.engine),
+            duties=SqlDuties(self.engine),
+            submissions=self.submissions,
+            queue=self.queue,
+            board=MemoryStatusBoard(),
+            reports=SqlWorkerReports(self.engine),
+        )
         self.task_ids: list[str] = []
 
     def fill(self, rows: int) -> None:
@@ -87,11 +113,8 @@ class Ledger:
         assert self.submissions.active(username=None, campaign=None, status=None, limit=100, cursor=None).tasks
 
     def sweep(self) -> None:
-        """What the sweeper asks every few seconds."""
-        self.recovery.due(1)
-        self.recovery.abandoned(1)
-        self.recovery.exhausted(500)
-        self.recovery.release_batch_jobs(5)
+        """What beat does every few seconds. Whatever waits has been rung for."""
+        sweep(self.sweep_ports, ReleaseLimits(batch_size=5, report_seconds=30))
         self.history.prune(90 * DAY, 200)
 
     def withdraw(self) -> None:
@@ -139,7 +162,7 @@ def measure(empty: Ledger, full: Ledger, calls: int) -> dict[str, dict[str, floa
         times: dict[str, list[float]] = {"empty": [], "full": []}
         for turn in range(calls + 5):
             for which, ledger in (("empty", empty), ("full", full)) if turn % 2 else (("full", full), ("empty", empty)):
-                seconds = _time(getattr(ledger, name))
+                seconds = timed(getattr(ledger, name))
                 if turn >= 5:
                     times[which].append(seconds)
         for ledger in (empty, full):
@@ -150,7 +173,7 @@ def measure(empty: Ledger, full: Ledger, calls: int) -> dict[str, dict[str, floa
     return found
 
 
-def _time(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

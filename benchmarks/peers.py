@@ -73,7 +73,8 @@ def rclone_environment(place: Place, route: Route) -> dict[str, str]:
         "DST_SHELL_TYPE": "none",
         "DST_DISABLE_HASHCHECK": "true",
     }
-    return dict(os.environ) | {f"RCLONE_CONFIG_{name}": value for name, value in settings.items()} | {"NO_PROXY": "127.0.0.1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
+    return environment | {f"RCLONE_CONFIG_{name}": value for name, value in settings.items()} | {"NO_PROXY": "127.0.0.1"}
 
 
 def write_known_hosts(place: Place, route: Route) -> Path:

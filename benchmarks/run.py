@@ -22,7 +22,9 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).paren
 
 import psutil
 
+import charts
 import deliveries
+import growth_figures
 import limit
 import memory
 import peers
@@ -43,6 +45,7 @@ GROUPS: dict[str, Group] = {
     "upload.cpu": uploads.measure_cpu,
     "redelivery": redelivery.measure,
     "memory": memory.measure,
+    "growth": growth_figures.measure,
     "limit": limit.measure,
 }
 
@@ -83,6 +86,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ncr-bench-") as folder, open_place(Path(folder)) as place:
         for name in names:
             figures += measure(name, place, options.rounds, options.results)
+    if options.results == RESULTS:
+        charts.draw()
     print(f"\n{time.monotonic() - began:.0f} s in all")
     for figure in figures:
         print(say(figure))
