@@ -1,8 +1,8 @@
 """What is delivered from and to, on real servers, and a warm worker between them.
 
-Storage is rclone's S3 server, the destination OpenSSH's sshd, the validator a sink that reads everything (`sink.py`). A worker
-is `ncr worker` with one child and the product's own settings; its ledger is SQLite on the disk, so that all it costs is the
-child's.
+Storage is rclone's S3 server behind HAProxy, the destination OpenSSH's sshd, the validator a sink that reads everything
+(`sink.py`). A worker is `ncr worker` with one child and the product's own settings; its ledger is SQLite on the disk, so that
+all it costs is the child's.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import itertools
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.entrypoints.bootstrap.records import make_celery, make_queue
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job
 from ncr_upload.entrypoints.settings import Settings
+from parts import require
 from running_stack import ENDED, NCR, until
-from servers import S3Server, SftpServer, run_server, start_s3, start_sshd
+from servers import S3Server, SftpServer, free_port, run_server, start_s3, start_sshd
 from studio_rows import open_database
 from valkey_server import ValkeyServer, start_valkey
 
@@ -120,12 +122,47 @@ class Place:
 @contextmanager
 def open_place(folder: Path) -> Iterator[Place]:
     with ExitStack() as running:
-        s3 = running.enter_context(start_s3(place_data(), BUCKET, *KEEP_HASHES))
+        store = running.enter_context(start_s3(place_data(), BUCKET, *KEEP_HASHES))
+        s3 = replace(store, endpoint=running.enter_context(partial_answers(folder, store.endpoint)))
         sftp = running.enter_context(start_sshd(folder / "sftp"))
         sink = running.enter_context(run_server([sys.executable, str(HERE / "sink.py")], r"listening on (?P<found>\d+)"))
         valkey = running.enter_context(start_valkey(folder))
         loopback = Route("loopback", s3.endpoint, sftp.login.port, f"http://127.0.0.1:{sink}/validate")
         yield Place(folder, s3, sftp, valkey, loopback, running)
+
+
+PROXY = """
+defaults
+    mode http
+    option splice-auto
+    timeout connect 5s
+    timeout client 5m
+    timeout server 5m
+listen s3
+    bind 127.0.0.1:{port}
+    http-response set-status 206 if {{ res.hdr(content-range) -m found }}
+    server store {store}
+"""
+
+
+@contextmanager
+def partial_answers(folder: Path, endpoint: str) -> Iterator[str]:
+    """HAProxy in front of the store, which answers 200 to a request for a part where S3 answers 206. All go through it."""
+    port, config = free_port(), folder / "haproxy.cfg"
+    config.write_text(PROXY.format(port=port, store=endpoint.partition("://")[2]))
+    process = subprocess.Popen([require("haproxy"), "-q", "-db", "-f", str(config)])
+    try:
+        until(lambda: process.poll() is not None or _listens(port), 20)
+        assert process.poll() is None, "HAProxy did not start"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def know_hashes(place: Place, *data_sets: DataSet) -> None:

