@@ -30,9 +30,11 @@ def make_ports(
     queue_name: str,
     check: Probe,
     deep_probes: Mapping[str, Probe],
+    recovery: Any = None,
 ) -> ApiPorts:
-    """With nothing known of workers and no figures."""
-    return ApiPorts(ledger, board, queue, host, queue_name, check, deep_probes, MemoryWorkerReports(), MemoryStatistics())
+    """With nothing known of workers and no figures. The ledger's twin is `Recovery` too."""
+    reports, statistics = MemoryWorkerReports(), MemoryStatistics()
+    return ApiPorts(ledger, recovery or ledger, board, queue, host, queue_name, check, deep_probes, reports, statistics)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from ncr_upload.application.ports import (
     Memory,
     Page,
     Recording,
+    Wanted,
     WorkerReport,
 )
 from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, release_next
@@ -137,6 +138,17 @@ class MemoryLedger:
                 self._keys[idempotency.key] = (idempotency.fingerprint, accepted)
             return accepted
 
+    def accept_each(self, wanted: Sequence[Wanted]) -> list[Task | AlreadyLive | KeyReused | Unavailable]:
+        answers: list[Task | AlreadyLive | KeyReused | Unavailable] = []
+        for each in wanted:
+            try:
+                found = self.accept([each.job], batch_id=None, release=1, remark=each.remark, idempotency=each.idempotency)
+            except Unavailable as error:
+                answers.append(error)
+            else:
+                answers.append(found if isinstance(found, KeyReused) else found[0])
+        return answers
+
     def _insert(self, job: NewJob, batch_id: str | None, now: float, message: str, *, released: bool) -> Task:
         task = Task(
             task_id=str(uuid.uuid4()),
@@ -162,6 +174,9 @@ class MemoryLedger:
     def task(self, task_id: str) -> Task | None:
         row = self._rows.get(task_id)
         return row.task if row is not None else None
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Task | None]:
+        return [self.task(task_id) for task_id in task_ids]
 
     def cancel(self, task_id: str) -> CancelAnswer | None:
         with self._lock:
@@ -593,18 +608,17 @@ class MemoryStatusBoard:
         self.thawed.set()
         self._views: dict[str, tuple[int, bool, str]] = {}
 
-    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
+    def post(self, views: Sequence[dict[str, Any]], *, live: bool, fence: int = 0) -> None:
         self.ping()
-        stored_fence, stored_live, _ = self._views.get(task_id, (fence, True, ""))
-        if stored_fence > fence or (stored_fence == fence and live and not stored_live):
-            return
-        self._views[task_id] = (fence, live, json.dumps(view))
+        for view in views:
+            stored_fence, stored_live, _ = self._views.get(view["task_id"], (fence, True, ""))
+            if stored_fence < fence or (stored_fence == fence and (stored_live or not live)):
+                self._views[view["task_id"]] = (fence, live, json.dumps(view))
 
-    def read(self, task_id: str) -> dict[str, Any] | None:
+    def read(self, task_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         self.ping()
-        stored = self._views.get(task_id)
-        view: dict[str, Any] | None = json.loads(stored[2]) if stored is not None else None
-        return view
+        stored = [self._views.get(task_id) for task_id in task_ids]
+        return [None if each is None else json.loads(each[2]) for each in stored]
 
     def ping(self) -> None:
         self.thawed.wait()
@@ -624,9 +638,9 @@ class MemoryJobQueue:
         self.duties: list[str] = []
         self._workers = workers
 
-    def ring(self, task_id: str, *, first: bool = False) -> None:
+    def ring(self, task_ids: Sequence[str], *, first: bool = False) -> None:
         self._answer()
-        (self.rung_first if first else self.rung).append(task_id)
+        (self.rung_first if first else self.rung).extend(task_ids)
 
     def ring_duty(self, name: str) -> None:
         self._answer()

@@ -73,9 +73,9 @@ class RecordingBoard(MemoryStatusBoard):
         super().__init__()
         self.posted: list[dict[str, Any]] = []
 
-    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
-        super().post(task_id, view, live=live, fence=fence)
-        self.posted.append(json.loads(json.dumps(view)))
+    def post(self, views: Sequence[dict[str, Any]], *, live: bool, fence: int = 0) -> None:
+        super().post(views, live=live, fence=fence)
+        self.posted.extend(json.loads(json.dumps(views)))
 
 
 @dataclass
@@ -163,7 +163,7 @@ def test_a_delivery_over_a_previous_one_passes_every_crash_point_once_and_in_ord
 
 def test_the_last_view_posted_is_the_final_one_and_stays(worker: Worker) -> None:
     worker.run()
-    view = worker.board.read(worker.task_id)
+    (view,) = worker.board.read([worker.task_id])
     assert view is not None
     assert (view["status"], view["stage"], view["progress"]) == ("completed", "done", 100)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from fault_table import fault
-from ncr_upload.application.lanes import Lane
+from ncr_upload.application.lanes import Lane, SharedLane
 from ncr_upload.domain.errors import Unavailable
 
 
@@ -59,3 +60,64 @@ def test_a_call_that_could_not_start_in_time_never_runs() -> None:
 
     asyncio.run(run())
     assert not ran.is_set()
+
+
+def test_what_is_asked_while_a_shared_lane_is_busy_is_asked_together_and_each_gets_its_own_answer() -> None:
+    calls: list[list[int]] = []
+    thaw = threading.Event()
+
+    def double(numbers: Sequence[int]) -> list[int | Unavailable]:
+        calls.append([*numbers])
+        thaw.wait()
+        return [Unavailable("odd", "odd", "") if number == 3 else 2 * number for number in numbers]
+
+    async def run() -> None:
+        lane: SharedLane[int, int] = SharedLane("database", 1)
+        answers = [asyncio.create_task(lane.run(number, double)) for number in range(1, 5)]
+        await asyncio.sleep(0)
+        thaw.set()
+        one, two, three, four = await asyncio.gather(*answers, return_exceptions=True)
+        assert (one, two, four) == (2, 4, 8)
+        assert isinstance(three, Unavailable)
+
+    asyncio.run(run())
+    assert calls == [[1], [2, 3, 4]]
+
+
+def test_an_error_of_a_shared_call_is_everybodys_and_the_next_call_is_made() -> None:
+    def invert(numbers: Sequence[int]) -> list[float | Unavailable]:
+        return [1 / number for number in numbers]
+
+    async def run() -> None:
+        lane: SharedLane[int, float] = SharedLane("database", 1)
+        answers = [asyncio.create_task(lane.run(number, invert)) for number in (1, 0, 2)]
+        first, second, third = await asyncio.gather(*answers, return_exceptions=True)
+        assert first == 1
+        assert isinstance(second, ZeroDivisionError)
+        assert isinstance(third, ZeroDivisionError)
+        assert await lane.run(4, invert) == 0.25
+
+    asyncio.run(run())
+
+
+def test_a_question_whose_caller_gave_up_is_never_asked() -> None:
+    thaw, asked = threading.Event(), list[str]()
+
+    def wait(names: Sequence[str]) -> list[str | Unavailable]:
+        asked.extend(names)
+        thaw.wait()
+        return [*names]
+
+    async def run() -> None:
+        lane: SharedLane[str, str] = SharedLane("database", 1)
+        first = asyncio.create_task(lane.run("first", wait, 20))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable) as late:
+            await lane.run("late", wait, 0.05)
+        assert late.value.code == "database_timeout"
+        thaw.set()
+        assert await first == "first"
+        assert await lane.run("next", wait) == "next"
+
+    asyncio.run(run())
+    assert asked == ["first", "next"]

@@ -63,7 +63,7 @@ def test_a_job_whose_worker_died_is_rung_for_while_newer_ones_keep_the_queue_bus
     assert ledger.claim(dead, "worker", 20) is not None
     now[0] += 30
     for number in range(3):
-        queue.ring(accept(ledger, now, f"job-{number}"))
+        queue.ring([accept(ledger, now, f"job-{number}")])
     assert sweep_once() == []
     assert queue.rung_first == [dead]
     sweep_once()
@@ -79,7 +79,7 @@ def test_what_an_ended_task_left_behind_is_rung_for_before_all_that_waits(
     ledger.advance(claim, status=Status.PROCESSING, stage=Stage.UPLOAD, message="", announce_staging=True)
     ledger.finish(claim, status=Status.FAILED, stage=Stage.UPLOAD, message="", problem=None)
     now[0] += 30
-    queue.ring(accept(ledger, now, "job-new"))
+    queue.ring([accept(ledger, now, "job-new")])
     sweep_once()
     assert queue.rung_first == [left]
 
@@ -88,7 +88,7 @@ def test_a_task_whose_message_waits_is_not_rung_for_again(
     ledger: MemoryLedger, queue: MemoryJobQueue, sweep_once: Callable[[], list[str]], now: list[float]
 ) -> None:
     for number in range(3):
-        queue.ring(accept(ledger, now, f"job-{number}"))
+        queue.ring([accept(ledger, now, f"job-{number}")])
     assert sweep_once() == []
 
 
@@ -108,7 +108,7 @@ def test_a_job_whose_ring_was_lost_is_rung_for_behind_more_waiting_ones_than_one
     monkeypatch.setattr(recovery, "AT_ONCE", 2)
     lost = accept(ledger, now, "job-lost")
     for number in range(5):
-        queue.ring(accept(ledger, now, f"job-{number}"))
+        queue.ring([accept(ledger, now, f"job-{number}")])
     assert sweep_once() == [lost]
 
 

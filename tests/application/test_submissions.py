@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from fault_table import fault
-from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.application.doorbell import WAITING_RINGS, Doorbell
+from ncr_upload.application.ports import CancelAnswer, Memory, Wanted, WorkerReport
+from ncr_upload.application.recovery import ReleaseLimits
 from ncr_upload.application.submissions import (
     Accepted,
     AlreadyRunning,
     Answer,
     Busy,
     Repeated,
+    SubmitLimits,
+    SubmitPorts,
+    cancel,
     find_repeated,
     submit,
     submit_batch,
 )
 from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.batches import WorkerRoom
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Status
 
-LIMITS = AdmissionLimits(80)
 JOB = NewJob("job-1", "ann", "spring", 7)
+
+
+def limits(batch_size: int = 5) -> SubmitLimits:
+    return SubmitLimits(AdmissionLimits(80), ReleaseLimits(batch_size, report_seconds=30))
 
 
 class Desk:
@@ -35,16 +46,18 @@ class Desk:
         self.host = MemoryHost()
         self.queue = MemoryJobQueue()
         self.board = MemoryStatusBoard()
+        self.reports = MemoryWorkerReports()
         self.doorbell = Doorbell(self.queue, self.board)
 
     def submit(self, job: NewJob = JOB) -> Answer:
-        return submit(job, ledger=self.ledger, host=self.host, doorbell=self.doorbell, limits=LIMITS)
+        return submit(Wanted(job), self.ports(), limits())
 
     def submit_batch(self, *job_ids: str, batch_size: int = 5) -> Answer:
         jobs = [NewJob(job_id, "ann", "spring") for job_id in job_ids]
-        return submit_batch(
-            jobs, batch_size=batch_size, ledger=self.ledger, host=self.host, doorbell=self.doorbell, limits=LIMITS
-        )
+        return submit_batch(jobs, self.ports(), limits(batch_size))
+
+    def ports(self) -> SubmitPorts:
+        return SubmitPorts(self.ledger, self.ledger, self.reports, self.host, self.doorbell)
 
     def count_live(self) -> int:
         return self.ledger.active(username=None, campaign=None, status=None, limit=1, cursor=None).total
@@ -72,7 +85,7 @@ def test_an_accepted_job_is_in_the_ledger_rung_for_and_shown_as_pending(desk: De
     desk.doorbell.close(20)
     assert desk.ledger.task(task.task_id) == task
     assert desk.queue.rung == [task.task_id]
-    view = desk.board.read(task.task_id)
+    (view,) = desk.board.read([task.task_id])
     assert view is not None
     assert (view["status"], view["row_id"]) == ("pending", 7)
 
@@ -158,8 +171,39 @@ def test_rings_behind_a_failed_one_are_dropped_and_later_ones_ring_again(desk: D
 def test_the_pending_view_of_a_late_ring_does_not_cover_what_a_worker_shows(desk: Desk) -> None:
     desk.queue.thawed.clear()
     (task,) = accepted(desk.submit()).tasks
-    desk.board.post(task.task_id, {"status": Status.COMPLETED.value}, live=False, fence=1)
+    final = {"task_id": task.task_id, "status": Status.COMPLETED.value}
+    desk.board.post([final], live=False, fence=1)
     desk.queue.thawed.set()
     desk.doorbell.close(20)
     assert desk.queue.rung == [task.task_id]
-    assert desk.board.read(task.task_id) == {"status": "completed"}
+    assert desk.board.read([task.task_id]) == [final]
+
+
+def test_a_worker_short_of_room_is_sent_no_more_of_a_new_batch_than_it_can_bear(desk: Desk) -> None:
+    report = WorkerReport("w1", WorkerRoom(capacity=1, configured=4), Memory(1, 2, "host"), 1, 1)
+    desk.reports.report(report)
+    batch = accepted(desk.submit_batch("a", "b", "c", batch_size=3))
+    desk.doorbell.close(20)
+    assert desk.ledger.due(9) == desk.queue.rung
+    assert [desk.ledger.task(task_id).job_id for task_id in desk.queue.rung] == ["a"]  # type: ignore[union-attr]
+    assert len(batch.tasks) == 3
+
+
+def test_a_waiting_job_that_is_cancelled_lets_the_next_of_its_batch_begin_at_once(desk: Desk) -> None:
+    batch = accepted(desk.submit_batch("a", "b", "c", batch_size=1))
+    wait_until(lambda: len(desk.queue.rung) == 1)
+    assert cancel(batch.tasks[0].task_id, desk.ports(), limits(1)) is CancelAnswer.CANCELLED
+    wait_until(lambda: desk.queue.rung == [task.task_id for task in batch.tasks[:2]])
+    assert desk.ledger.due(9) == [batch.tasks[1].task_id]
+
+
+def test_a_cancel_stands_even_if_the_next_job_cannot_be_released_now(desk: Desk) -> None:
+    batch = accepted(desk.submit_batch("a", "b", batch_size=1))
+    ports = replace(desk.ports(), reports=AwayReports())
+    assert cancel(batch.tasks[0].task_id, ports, limits(1)) is CancelAnswer.CANCELLED
+    assert desk.ledger.release_batch_jobs(1) == [batch.tasks[1].task_id]  # as the sweeper does
+
+
+class AwayReports(MemoryWorkerReports):
+    def recent(self, within_seconds: float) -> list[WorkerReport]:
+        raise Unavailable("database_unavailable", "away", "start it")

@@ -10,7 +10,7 @@ import pytest
 
 from fault_table import fault
 from ledgers import Ledger
-from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused
+from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused, Wanted
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
 
@@ -384,3 +384,34 @@ def test_an_idempotency_key_is_forgotten_when_it_is_old(ledger: Ledger) -> None:
     assert isinstance(ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)[0], Task)
     assert ledger.cleaning.forget_keys(-1) == 1
     assert isinstance(ledger.submissions.accept([JOB], batch_id=None, release=1, idempotency=key)[0], AlreadyLive)
+
+
+def test_jobs_sent_together_are_accepted_each_on_its_own_with_its_own_answer(ledger: Ledger) -> None:
+    (live,) = ledger.accept("job-2")
+    key = Idempotency("k-1", "f" * 64)
+    ledger.submissions.accept([NewJob("job-3", "ann", "spring")], batch_id=None, release=1, idempotency=key)
+    wanted = [
+        Wanted(NewJob("job-1", "ann", "spring")),
+        Wanted(NewJob("job-2", "bob", "spring")),
+        Wanted(NewJob("job-3", "ann", "spring"), idempotency=key),
+        Wanted(NewJob("job-4", "ann", "spring"), idempotency=Idempotency("k-1", "0" * 64)),
+        Wanted(NewJob("job-5", "ann", "spring"), "a remark", Idempotency("k-5", "f" * 64)),
+        Wanted(NewJob("job-1", "ann", "spring")),
+    ]
+    one, two, three, four, five, again = ledger.submissions.accept_each(wanted)
+    assert isinstance(one, Task)
+    assert two == AlreadyLive("job-2", live.task_id)
+    assert isinstance(three, Task)
+    assert three.job_id == "job-3"
+    assert four == KeyReused("k-1")
+    assert isinstance(five, Task)
+    assert again == AlreadyLive("job-1", one.task_id)
+    page = ledger.submissions.active(username=None, campaign=None, status=None, limit=9, cursor=None)
+    assert sorted(task.job_id for task in page.tasks) == ["job-1", "job-2", "job-3", "job-5"]
+    assert [event.message for event in ledger.submissions.history(five.task_id)] == ["a remark"]
+
+
+def test_many_tasks_are_read_in_the_order_asked_for(ledger: Ledger) -> None:
+    first, second = ledger.accept("job-1", "job-2")
+    found = ledger.submissions.tasks([second.task_id, "never", first.task_id])
+    assert [None if task is None else task.job_id for task in found] == ["job-2", None, "job-1"]

@@ -22,6 +22,7 @@ from ledgers import Ledger, sql_ledger
 from ncr_upload.adapters.celery_queue import QUEUE
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.engine import CONTENDED_TRIES, open_engine, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
@@ -249,7 +250,7 @@ def test_while_its_server_is_down_the_api_answers_503_and_afterwards_goes_on(mor
     engine = open_database(url)
     ledger = SqlSubmissions(engine, max_attempts=3)
     board, queue = MemoryStatusBoard(), MemoryJobQueue()
-    ports = make_ports(ledger, board, queue, MemoryHost(), QUEUE, lambda: check_database(engine), {})
+    ports = make_ports(ledger, board, queue, MemoryHost(), QUEUE, lambda: check_database(engine), {}, SqlRecovery(engine))
     with serve(create_app(ports, SETTINGS)) as http:
         task_id = http.post("/process-job", json=JOB).json()["task_id"]
         mortal.kill()

@@ -91,7 +91,7 @@ def test_a_task_is_shown_with_every_field_from_acceptance_to_its_end(site: Site)
 def test_live_progress_from_redis_is_shown(site: Site) -> None:
     task_id = site.submit()
     claim = site.claim(task_id)
-    site.board.post(task_id, view_of(claim.task) | {"stage": "download", "progress": 33.3}, live=True, fence=claim.fence)
+    site.board.post([view_of(claim.task) | {"stage": "download", "progress": 33.3}], live=True, fence=claim.fence)
     view = site.http.get(f"/job-status/{task_id}").json()
     assert (view["stage"], view["progress"]) == ("download", 33.3)
 
@@ -100,7 +100,7 @@ def test_a_view_left_in_redis_never_contradicts_an_ended_task(site: Site) -> Non
     task_id = site.submit()
     claim = site.claim(task_id)
     site.claims.finish(claim, status=Status.FAILED, stage=Stage.LOOKUP, message="no", problem=None)
-    site.board.post(task_id, view_of(claim.task), live=True, fence=claim.fence)
+    site.board.post([view_of(claim.task)], live=True, fence=claim.fence)
     assert site.http.get(f"/job-status/{task_id}").json()["status"] == "failed"
 
 

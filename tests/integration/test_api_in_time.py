@@ -20,6 +20,7 @@ from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.celery_queue import QUEUE, CeleryQueue, make_app
 from ncr_upload.adapters.redis_status import RedisStatusBoard
+from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.entrypoints.api.app import create_app
@@ -65,9 +66,9 @@ class FrozenLedger(MemoryLedger):
         self.thawed.wait()
         return super().accept(*args, **named)
 
-    def task(self, task_id: str) -> Task | None:
+    def tasks(self, task_ids: Any) -> Any:
         self.thawed.wait()
-        return super().task(task_id)
+        return super().tasks(task_ids)
 
     def active(self, **named: Any) -> Any:
         self.thawed.wait()
@@ -164,6 +165,7 @@ def real(tmp_path: Path) -> Iterator[RealSite]:
             QUEUE,
             lambda: check_database(engine),
             {},
+            SqlRecovery(engine),
         )
         http = stack.enter_context(serve(create_app(ports, SETTINGS)))
         stack.callback(valkey.thaw)

@@ -178,5 +178,21 @@ def test_the_largest_batch_is_accepted() -> None:
     assert len(answer.json()["jobs"]) == 10_000
 
 
+def test_the_longest_names_fit_into_the_largest_batch() -> None:
+    job_ids = [f"{number:0128}" for number in range(10_000)]
+    jobs = [
+        {"job_id": job_id, "username": "\U0001f680" * 128, "campaign": "\u00e9" * 128, "row_id": 2**63 - 1}
+        for job_id in job_ids
+    ]
+    with start_site() as site:
+        answer = site.http.post(
+            "/process-batch",
+            content=json.dumps(jobs, ensure_ascii=False).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+    assert answer.status_code == 202
+    assert answer.json()["total_jobs"] == 10_000
+
+
 def batch_of(size: int) -> list[dict[str, Any]]:
     return [{"job_id": f"job-{number}", "username": "ann", "campaign": "spring"} for number in range(size)]

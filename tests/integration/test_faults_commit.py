@@ -20,6 +20,7 @@ from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatusBoard
 from ncr_upload.adapters.celery_queue import QUEUE
 from ncr_upload.adapters.sql.engine import open_engine
+from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.application.crash_points import CRASH_POINTS
@@ -175,7 +176,8 @@ def test_a_lost_answer_to_putting_a_job_back_puts_it_back_once(
 def api_on(engine: Engine) -> ApiPorts:
     ledger = SqlSubmissions(engine, max_attempts=3)
     lanes = Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4)
-    ports = make_ports(ledger, MemoryStatusBoard(), MemoryJobQueue(), MemoryHost(), QUEUE, lambda: check_database(engine), {})
+    board, queue, recovery = MemoryStatusBoard(), MemoryJobQueue(), SqlRecovery(engine)
+    ports = make_ports(ledger, board, queue, MemoryHost(), QUEUE, lambda: check_database(engine), {}, recovery)
     return replace(ports, lanes=lanes)
 
 

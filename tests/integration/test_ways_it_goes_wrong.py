@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +17,12 @@ from pydantic import SecretStr
 
 from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatusBoard
+from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.doorbell import Doorbell
-from ncr_upload.application.submissions import Accepted, submit_batch
+from ncr_upload.application.recovery import ReleaseLimits
+from ncr_upload.application.submissions import Accepted, SubmitLimits, SubmitPorts, submit_batch
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.jobs import NewJob, Status, Task
 from ncr_upload.entrypoints.embedded.product import Product, break_model, make_product
@@ -99,17 +102,21 @@ def test_a_job_is_in_the_ledger_for_everyone_before_its_bell_rings(workplace: Wo
     found: dict[str, bool] = {}
 
     class Bell(MemoryJobQueue):
-        def ring(self, task_id: str, *, first: bool = False) -> None:
-            found[task_id] = SqlSubmissions(workplace.engine, max_attempts=3).task(task_id) is not None
+        def ring(self, task_ids: Sequence[str], *, first: bool = False) -> None:
+            for task_id in task_ids:
+                found[task_id] = SqlSubmissions(workplace.engine, max_attempts=3).task(task_id) is not None
 
     doorbell = Doorbell(Bell(), MemoryStatusBoard())
     accepted = submit_batch(
         [NewJob(f"{job_id}-{number}", "ann", "spring") for number in range(20)],
-        batch_size=20,
-        ledger=SqlSubmissions(workplace.engine, max_attempts=3),
-        host=MemoryHost(),
-        doorbell=doorbell,
-        limits=AdmissionLimits(99),
+        SubmitPorts(
+            SqlSubmissions(workplace.engine, max_attempts=3),
+            SqlRecovery(workplace.engine),
+            SqlWorkerReports(workplace.engine),
+            MemoryHost(),
+            doorbell,
+        ),
+        SubmitLimits(AdmissionLimits(99), ReleaseLimits(batch_size=20, report_seconds=30)),
     )
     doorbell.close(20)
     assert isinstance(accepted, Accepted)

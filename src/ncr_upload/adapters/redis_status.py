@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,22 +58,22 @@ class RedisStatusBoard:
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )
-        self._post = self._redis.register_script(POST)
 
-    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
+    def post(self, views: Sequence[dict[str, Any]], *, live: bool, fence: int = 0) -> None:
         """See `StatusBoard.post`."""
         milliseconds = LIVE_SECONDS * 1000 if live else self._final_milliseconds
-        with self._translated_errors():
-            self._post(keys=[KEY.format(task_id=task_id)], args=[fence, int(live), json.dumps(view), milliseconds])
+        with self._translated_errors(), self._redis.pipeline(transaction=False) as pipeline:
+            for view in views:
+                key, told = KEY.format(task_id=view["task_id"]), json.dumps(view)
+                pipeline.eval(POST, 1, key, fence, int(live), told, milliseconds)
+            pipeline.execute()
 
-    def read(self, task_id: str) -> dict[str, Any] | None:
+    def read(self, task_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """See `StatusBoard.read`."""
-        with self._translated_errors():
-            stored = self._redis.hget(KEY.format(task_id=task_id), "view")
-        if stored is None:
-            return None
-        view: dict[str, Any] = json.loads(str(stored))
-        return view
+        with self._translated_errors(), self._redis.pipeline(transaction=False) as pipeline:
+            for task_id in task_ids:
+                pipeline.hget(KEY.format(task_id=task_id), "view")
+            return [None if stored is None else json.loads(stored) for stored in pipeline.execute()]
 
     def ping(self) -> None:
         with self._translated_errors():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ncr_upload.application.lanes import Lanes
-from ncr_upload.application.ports import Host, JobQueue, Statistics, StatusBoard, Submissions, WorkerReports
+from ncr_upload.application.ports import Host, JobQueue, Recovery, Statistics, StatusBoard, Submissions, WorkerReports
 
 Probe = Callable[[], object]
 """Asks one outside part whether it works. Blocks for a second or two at most; raises a `DeliveryError` when it does not."""
@@ -17,6 +17,7 @@ class ApiPorts:
     """The ports of one API process. `deep_probes` are asked on `/health?deep=true`, by part: tables, s3, sftp, validator."""
 
     ledger: Submissions
+    recovery: Recovery
     board: StatusBoard
     queue: JobQueue
     host: Host

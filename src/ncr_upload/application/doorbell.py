@@ -17,6 +17,7 @@ from ncr_upload.domain.jobs import Task
 log = logging.getLogger(__name__)
 
 WAITING_RINGS = 1000
+RUNG_AT_ONCE = 100
 
 
 class Doorbell:
@@ -31,7 +32,7 @@ class Doorbell:
         self._job_queue = job_queue
         self._board = board
         self._reach = reach
-        self._waiting: queue.Queue[Task | None] = queue.Queue(WAITING_RINGS)
+        self._waiting: queue.Queue[Task | str | None] = queue.Queue(WAITING_RINGS)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -40,13 +41,14 @@ class Doorbell:
         """Tasks not yet rung for."""
         return self._waiting.qsize()
 
-    def press(self, tasks: Sequence[Task]) -> None:
-        """Ring for `tasks` soon. Returns at once and raises nothing."""
+    def press(self, tasks: Sequence[Task] | Sequence[str]) -> None:
+        """Ring for `tasks` soon; for one given by its id only, nothing is shown. Returns at once and raises nothing."""
         with self._starting:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._ring_waiting, name="doorbell", daemon=True)
                 self._thread.start()
-        for position, task in enumerate(tasks):
+        waiting: list[Task | str] = [*tasks]
+        for position, task in enumerate(waiting):
             try:
                 self._waiting.put_nowait(task)
             except queue.Full:
@@ -66,13 +68,27 @@ class Doorbell:
         thread.join(max(0.0, deadline - time.monotonic()))
 
     def _ring_waiting(self) -> None:
-        while (task := self._waiting.get()) is not None:
+        while tasks := self._take_waiting():
             self._reach("ring:before")
             try:
-                self._job_queue.ring(task.task_id)
-                self._board.post(task.task_id, view_of(task), live=True)
+                self._job_queue.ring([task if isinstance(task, str) else task.task_id for task in tasks])
+                if shown := [view_of(task) for task in tasks if isinstance(task, Task)]:
+                    self._board.post(shown, live=True)
             except Unavailable as error:
                 log.warning("doorbell: %s; %d more rings dropped; the sweeper rings", error.message, self._drop_waiting())
+
+    def _take_waiting(self) -> list[Task | str]:
+        """What waits, together; nothing once the bell is closed."""
+        taken: list[Task | str] = []
+        task = self._waiting.get()
+        while task is not None:
+            taken.append(task)
+            if len(taken) == RUNG_AT_ONCE or self._waiting.empty():
+                return taken
+            task = self._waiting.get()
+        if taken:
+            self._waiting.put(None)  # these first
+        return taken
 
     def _drop_waiting(self) -> int:
         dropped = 0

@@ -75,7 +75,7 @@ class LiveStatus:
 
 def post_quietly(board: StatusBoard, task: Task, *, fence: int, live: bool) -> None:
     """Post the task's view; without Redis the ledger answers instead."""
-    quietly(lambda: board.post(task.task_id, view_of(task), live=live, fence=fence))
+    quietly(lambda: board.post([view_of(task)], live=live, fence=fence))
 
 
 def quietly(call: Callable[[], None]) -> None:

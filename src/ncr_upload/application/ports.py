@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ncr_upload.domain.batches import Share, WorkerRoom
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import PackageFile, PackageSize, SourceFile
 from ncr_upload.domain.parking import Parked
@@ -266,6 +267,15 @@ class KeyReused:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """A job that a caller wants on its own. `remark` begins its history."""
+
+    job: NewJob
+    remark: str = "accepted"
+    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BatchCounts:
     """How the tasks of a batch stand. Times are seconds since the epoch by the ledger's clock; `now` is when it was asked.
     `moved_at` is when one of them last started or ended, or else when they were accepted. `conflicts` are the jobs that were
@@ -321,7 +331,14 @@ class Submissions(Protocol):
         the history. A request repeated with its `idempotency` is answered with the tasks of the first time, as they were
         when they were accepted, and accepts nothing."""
 
+    def accept_each(self, wanted: Sequence[Wanted]) -> list[Task | AlreadyLive | KeyReused | Unavailable]:
+        """Each job on its own, as `accept` would in turn, with the fewest transactions: the answer for each, in this order.
+        `Unavailable` is one of them and not raised, since others may have been written by then."""
+
     def task(self, task_id: str) -> Task | None: ...
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Task | None]:
+        """The same of many at once."""
 
     def cancel(self, task_id: str) -> CancelAnswer | None:
         """Cancel a waiting task at once, ask a running one's worker to stop; None for an id never issued. A task is
@@ -544,12 +561,12 @@ class History(Protocol):
 class StatusBoard(Protocol):
     """Live status for quick reading; the ledger is the truth. Failing to write here is never the job's failure."""
 
-    def post(self, task_id: str, view: dict[str, Any], *, live: bool, fence: int = 0) -> None:
-        """Show `view`. A live view fades after some seconds unless posted again; a final one stays JOB_EXPIRE_HOURS.
-        A view with an older fence, or a live one after the final one, changes nothing."""
+    def post(self, views: Sequence[dict[str, Any]], *, live: bool, fence: int = 0) -> None:
+        """Show each of the `views` as that of its own `task_id`. A live view fades after some seconds unless posted again; a
+        final one stays JOB_EXPIRE_HOURS. A view with an older fence, or a live one after the final one, changes nothing."""
 
-    def read(self, task_id: str) -> dict[str, Any] | None:
-        """What was posted last, or None. Raises `Unavailable` within a second when Redis does not answer."""
+    def read(self, task_ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        """What was posted last for each, or None. Raises `Unavailable` within a second when Redis does not answer."""
 
     def ping(self) -> None: ...
 
@@ -557,8 +574,9 @@ class StatusBoard(Protocol):
 class JobQueue(Protocol):
     """The doorbell: tells some worker to look at a task. May be lost or repeated, both harmless."""
 
-    def ring(self, task_id: str, *, first: bool = False) -> None:
-        """`first`: before all that was rung for without it. Raises `Unavailable` within a few seconds."""
+    def ring(self, task_ids: Sequence[str], *, first: bool = False) -> None:
+        """For each of them once, in this order. `first`: before all that was rung for without it. Raises `Unavailable` within a
+        few seconds; some may have been rung for by then."""
 
     def ring_duty(self, name: str) -> None:
         """Tell some worker to look whether this duty is due. Before all jobs. Raises as `ring`."""

@@ -27,23 +27,23 @@ LIVE_VIEW_SECONDS = 0.4
 
 async def read_task(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
     """The view of a task; None only for an id never issued. Raises `Unavailable` when neither part answers."""
-    live = asyncio.create_task(_read_live(ports, task_id))
+    live = ports.lanes.views.ask(task_id, ports.board.read)
     try:
-        task = await ports.lanes.database.run(lambda: ports.ledger.task(task_id))
+        task = await ports.lanes.tasks.run(task_id, ports.ledger.tasks)
     except Unavailable:
-        view = await live
+        view = await _wait_for_view(ports, live)
         if view is None:
             raise
         return view
     if task is None or task.status in TERMINAL:
         live.cancel()
         return None if task is None else view_of(task)
-    return with_live(task, await live)
+    return with_live(task, await _wait_for_view(ports, live))
 
 
-async def _read_live(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
+async def _wait_for_view(ports: ApiPorts, live: asyncio.Future[dict[str, Any] | None]) -> dict[str, Any] | None:
     try:
-        view = await ports.lanes.redis.run(lambda: ports.board.read(task_id), LIVE_VIEW_SECONDS)
+        view = await ports.lanes.views.wait(live, LIVE_VIEW_SECONDS)
     except Unavailable:
         return None
     return view if view is not None and is_whole(view) else None

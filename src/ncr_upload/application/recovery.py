@@ -24,7 +24,7 @@ from ncr_upload.domain.retries import ErrorClass
 
 AT_ONCE = 3000
 """Rings of one sweep: enough for every waiting job to be rung for soon after Redis was wiped, and few enough for no sweep to
-take long (a ring takes a millisecond or two)."""
+take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +61,22 @@ class ReleaseLimits:
 def sweep(ports: SweepPorts, limits: ReleaseLimits) -> Swept:
     """Release batch jobs, end what killed its worker every time, ring for what is due. Raises `Unavailable`."""
     given_up = _give_up_exhausted(ports)
-    released = _release(ports, limits)
+    released = release(ports.recovery, ports.reports, limits)
     _ring_duties(ports)
     return Swept(len(released), _ring_due(ports), tuple(given_up))
 
 
 def release_and_ring(ports: SweepPorts, limits: ReleaseLimits) -> int:
     """Let the next jobs of the batches begin, as soon as one has ended. Raises `Unavailable`."""
-    released = _release(ports, limits)
-    for task_id in released:
-        ports.queue.ring(task_id)
+    released = release(ports.recovery, ports.reports, limits)
+    if released:
+        ports.queue.ring(released)
     return len(released)
 
 
-def _release(ports: SweepPorts, limits: ReleaseLimits) -> list[str]:
-    return ports.recovery.release_batch_jobs(limits.batch_size, read_rooms(ports.reports, limits.report_seconds))
+def release(recovery: Recovery, reports: WorkerReports, limits: ReleaseLimits) -> list[str]:
+    """Let the next jobs of the batches be claimed, as many as may be in flight; their task ids. Raises `Unavailable`."""
+    return recovery.release_batch_jobs(limits.batch_size, read_rooms(reports, limits.report_seconds))
 
 
 def _ring_duties(ports: SweepPorts) -> None:
@@ -103,8 +104,7 @@ def _ring_oldest(queue: JobQueue, list_oldest: Callable[[int], list[str]], *, fi
     waiting = queue.depth(first=first)
     due = list_oldest(AT_ONCE + waiting)
     unrung = due[: max(0, len(due) - waiting)][:AT_ONCE]
-    for task_id in unrung:
-        queue.ring(task_id, first=first)
+    queue.ring(unrung, first=first)
     return len(unrung)
 
 

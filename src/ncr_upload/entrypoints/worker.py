@@ -110,7 +110,7 @@ def run_job(task_id: str) -> None:
 
 def _ring_again(task_id: str) -> None:
     try:
-        _sweep_parts(os.getpid()).queue.ring(task_id, first=True)
+        _sweep_parts(os.getpid()).queue.ring([task_id], first=True)
     except Unavailable as error:
         log.info("ring_left_to_sweeper", code=error.code)
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, insert, literal, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, Select, func, insert, select, update
+from sqlalchemy.exc import DataError, IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.new_tasks import make_task, make_tasks, write_tasks
 from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of
 from ncr_upload.adapters.sql.tables import batches, conflicts, db_now, events, jobs, live_first
 from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
-from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page
+from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page, Wanted
 from ncr_upload.domain.batches import Share
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task, progress_percent
+from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
 
 ROWS_PER_STATEMENT = 500
 RACES = 3
@@ -67,6 +67,38 @@ class SqlSubmissions:
             1,
         )
 
+    def accept_each(self, wanted: Sequence[Wanted]) -> list[Task | AlreadyLive | KeyReused | Unavailable]:
+        """See `Submissions.accept_each`. If the database refuses one, it says so of all: those are halved until it is found."""
+        try:
+            if len(wanted) == 1:
+                return [self._accept_one(wanted[0])]
+            tasks = self._accept_together(wanted)
+        except Unavailable as error:
+            return [error] * len(wanted)
+        if tasks is not None:
+            return [*tasks]
+        middle = len(wanted) // 2
+        return [*self.accept_each(wanted[:middle]), *self.accept_each(wanted[middle:])]
+
+    def _accept_one(self, wanted: Wanted) -> Task | AlreadyLive | KeyReused:
+        found = self.accept([wanted.job], batch_id=None, release=1, remark=wanted.remark, idempotency=wanted.idempotency)
+        return found if isinstance(found, KeyReused) else found[0]
+
+    @whole_transaction
+    def _accept_together(self, wanted: Sequence[Wanted]) -> list[Task] | None:
+        with translated_errors(self._engine):
+            try:
+                with self._engine.begin() as connection:
+                    now = read_now(connection)
+                    tasks = [make_task(each.job, each.remark, now, self._max_attempts) for each in wanted]
+                    write_tasks(connection, tasks, None)
+                    for each, task in zip(wanted, tasks, strict=True):
+                        if each.idempotency is not None:
+                            _write_key(connection, each.idempotency, task)
+            except (IntegrityError, DataError):
+                return None
+        return tasks
+
     def _insert(
         self,
         connection: Connection,
@@ -83,17 +115,10 @@ class SqlSubmissions:
         if skipped:
             left_out = [{"batch_id": batch_id, "job_id": each.job_id, "task_id": each.task_id} for each in skipped]
             connection.execute(insert(conflicts), left_out)
-        held = f"{remark}; waits for its turn in the batch"
-        tasks = [
-            _new_task(job, batch_id, now, remark if index < release else held, self._max_attempts, released=index < release)
-            for index, job in enumerate(new_jobs)
-        ]
-        _write_tasks(connection, tasks)
-        _write_accepted(connection, tasks, batch_id)
+        tasks = make_tasks(new_jobs, batch_id, now, release=release, remark=remark, max_attempts=self._max_attempts)
+        write_tasks(connection, tasks, batch_id)
         if idempotency is not None:
-            first = {"task_id": tasks[0].task_id, "batch_id": batch_id, "created_at": now}
-            key = {"idempotency_key": idempotency.key, "fingerprint": idempotency.fingerprint}
-            connection.execute(insert(idempotency_keys).values(**key, **first))
+            _write_key(connection, idempotency, tasks[0])
         return tasks
 
     def _find_first(self, idempotency: Idempotency) -> list[Task] | KeyReused | None:
@@ -123,6 +148,13 @@ class SqlSubmissions:
         """The task, or None if this id was never issued."""
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return read_task(connection, task_id)
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Task | None]:
+        """See `Submissions.tasks`."""
+        query = select(jobs).where(jobs.c.task_id.in_(task_ids))
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            found = {row["task_id"]: task_of(row) for row in connection.execute(query).mappings()}
+        return [found.get(task_id) for task_id in task_ids]
 
     @whole_transaction
     def cancel(self, task_id: str) -> CancelAnswer | None:
@@ -235,6 +267,13 @@ class SqlSubmissions:
         return {answer: len(found) for answer, found in by_answer.items() if found}
 
 
+def _write_key(connection: Connection, idempotency: Idempotency, first: Task) -> None:
+    """What a repeat with the key is answered by: the task, or the batch it is the first of."""
+    answer = {"task_id": first.task_id, "batch_id": first.batch_id, "created_at": first.created_at}
+    key = {"idempotency_key": idempotency.key, "fingerprint": idempotency.fingerprint}
+    connection.execute(insert(idempotency_keys).values(**key, **answer))
+
+
 def _is_batch(connection: Connection, batch_id: str) -> bool:
     return connection.execute(select(batches.c.batch_id).where(batches.c.batch_id == batch_id)).first() is not None
 
@@ -284,64 +323,6 @@ def _cancelled() -> dict[str, Any]:
         "updated_at": db_now(),
         **problem_columns(problem),
     }
-
-
-def _new_task(job: NewJob, batch_id: str | None, now: float, message: str, max_attempts: int, *, released: bool) -> Task:
-    return Task(
-        task_id=str(uuid.uuid4()),
-        job_id=job.job_id,
-        username=job.username,
-        campaign=job.campaign,
-        row_id=job.row_id,
-        batch_id=batch_id,
-        status=Status.PENDING,
-        stage=Stage.QUEUED,
-        progress=progress_percent(Stage.QUEUED),
-        message=message,
-        attempt=0,
-        max_attempts=max_attempts,
-        created_at=now,
-        updated_at=now,
-        due_at=now if released else None,
-    )
-
-
-NEW_COLUMNS = (
-    *("task_id", "job_id", "username", "campaign", "row_id", "batch_id", "status", "stage", "message", "attempt"),
-    *("max_attempts", "created_at", "updated_at", "claimable_at", "fence", "cancel_requested"),
-)
-
-
-def _write_tasks(connection: Connection, tasks: Sequence[Task]) -> None:
-    """The columns of a new task, given to the driver as they are: with those that stay NULL, and by way of SQLAlchemy, 10,000
-    tasks take twice as long."""
-    status, stage = Status.PENDING.value, Stage.QUEUED.value
-    rows = [
-        (
-            *(task.task_id, task.job_id, task.username, task.campaign, task.row_id, task.batch_id, status, stage, task.message),
-            *(0, task.max_attempts, task.created_at, task.updated_at, task.due_at, 0, 0),
-        )
-        for task in tasks
-    ]
-    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-    places = ", ".join([mark] * len(NEW_COLUMNS))
-    statement = f"INSERT INTO {jobs.name} ({', '.join(NEW_COLUMNS)}) VALUES ({places})"  # noqa: S608 - names of ours only
-    connection.exec_driver_sql(statement, rows)
-
-
-def _write_accepted(connection: Connection, tasks: Sequence[Task], batch_id: str | None) -> None:
-    """The first line of each task's history; those of a batch by one statement, from the rows that were just written."""
-    first = {"attempt": 0, "stage": Stage.QUEUED.value, "kind": "accepted"}
-    if batch_id is None:
-        lines = [{"task_id": each.task_id, "at": each.created_at, "message": each.message} for each in tasks]
-        actors = [{"actor": f"user {each.username}"} for each in tasks]
-        connection.execute(insert(events), [first | line | actor for line, actor in zip(lines, actors, strict=True)])
-        return
-    same = [literal(value) for value in first.values()]
-    actor = literal("user ") + jobs.c.username
-    written = select(jobs.c.task_id, jobs.c.created_at, *same, actor, jobs.c.message).where(jobs.c.batch_id == batch_id)
-    names = ["task_id", "at", *first, "actor", "message"]
-    connection.execute(insert(events).from_select(names, written.order_by(jobs.c.id)))
 
 
 def _page(connection: Connection, query: Select[Any], limit: int, cursor: str | None) -> Page:

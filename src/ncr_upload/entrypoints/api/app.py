@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -14,6 +15,8 @@ from ncr_upload.application.api_ports import ApiPorts
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.doorbell import Doorbell
 from ncr_upload.application.monitoring import MemoryWatch
+from ncr_upload.application.recovery import ReleaseLimits
+from ncr_upload.application.submissions import SubmitLimits, SubmitPorts, submit_each
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.entrypoints.api import job_routes, metrics, monitoring_routes
 from ncr_upload.entrypoints.api.access import HEADER, Access
@@ -53,7 +56,10 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.context = Context(ports, settings, doorbell, AdmissionLimits(settings.max_memory_usage_percent))
+    submits = SubmitPorts(ports.ledger, ports.recovery, ports.reports, ports.host, doorbell)
+    release = ReleaseLimits(settings.batch_size, settings.memory_check_interval)
+    limits = SubmitLimits(AdmissionLimits(settings.max_memory_usage_percent), release)
+    app.state.context = Context(ports, settings, submits, limits, partial(submit_each, ports=submits, limits=limits))
     app.include_router(job_routes.router)
     app.include_router(monitoring_routes.router)
     app.include_router(metrics.router)

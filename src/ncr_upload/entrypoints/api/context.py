@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from ncr_upload.application.api_ports import ApiPorts
-from ncr_upload.application.doorbell import Doorbell
+from ncr_upload.application.ports import Wanted
+from ncr_upload.application.submissions import Answer, SubmitLimits, SubmitPorts
 from ncr_upload.application.views import iso_time
-from ncr_upload.domain.admission import AdmissionLimits
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.settings import Settings
 
 
@@ -22,8 +24,10 @@ class Context:
 
     ports: ApiPorts
     settings: Settings
-    doorbell: Doorbell
-    limits: AdmissionLimits
+    submits: SubmitPorts
+    limits: SubmitLimits
+    submit_each: Callable[[Sequence[Wanted]], list[Answer | Unavailable]]
+    """`submissions.submit_each` on these parts."""
     leaving: threading.Event = field(default_factory=threading.Event)
     """Set once this process is to stop: it serves on, but asks for no more requests."""
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from ncr_upload.application import queries
 from ncr_upload.application.lanes import ANSWER_SECONDS
-from ncr_upload.application.ports import CancelAnswer, KeyReused
+from ncr_upload.application.ports import CancelAnswer, KeyReused, Wanted
 from ncr_upload.application.submissions import (
     Accepted,
     AlreadyRunning,
@@ -19,9 +19,9 @@ from ncr_upload.application.submissions import (
     Busy,
     NothingFailed,
     NotRetried,
+    cancel,
     find_repeated,
     identify,
-    submit,
     submit_again,
     submit_batch,
     submit_failed_again,
@@ -82,17 +82,9 @@ async def process_job(
     A 503 means nothing was confirmed: send the request again. Should it have been accepted after all (the database took
     the job, but its answer was lost), the repeat is answered 409 with the task.
     """
-    job, ports = body.to_job(), api.ports
-    answer = await ports.lanes.submit.run(
-        lambda: submit(
-            job,
-            ledger=ports.ledger,
-            host=ports.host,
-            doorbell=api.doorbell,
-            limits=api.limits,
-            idempotency=identify(idempotency_key, "process-job", [job]),
-        )
-    )
+    job = body.to_job()
+    wanted = Wanted(job, idempotency=identify(idempotency_key, "process-job", [job]))
+    answer = await api.ports.lanes.jobs.run(wanted, api.submit_each)
     task = _accepted(answer, api).tasks[0]
     request.state.task_id = task.task_id
     return _describe(task)
@@ -126,18 +118,15 @@ async def process_batch(
     A job that is in flight already is left out and named in `conflicts`, here and in the batch's status; with
     `on_conflict=reject`, or when no job would remain, the whole batch is answered 409 instead. A bad job, or one named
     twice, is a 422 and nothing is accepted. A 503 is as for `/process-job`."""
-    jobs, ports = [job.to_job() for job in body], api.ports
+    jobs = [job.to_job() for job in body]
     _refuse_repeated(jobs)
-    answer = await ports.lanes.submit.run(
+    answer = await api.ports.lanes.submit.run(
         lambda: submit_batch(
             jobs,
-            batch_size=api.settings.batch_size,
+            api.submits,
+            api.limits,
             skip_live=on_conflict is OnConflict.SKIP,
             idempotency=identify(idempotency_key, f"process-batch {on_conflict}", jobs),
-            ledger=ports.ledger,
-            host=ports.host,
-            doorbell=api.doorbell,
-            limits=api.limits,
         ),
         ANSWER_SECONDS + len(jobs) * SECONDS_PER_JOB,
     )
@@ -205,9 +194,8 @@ async def job_history(task_id: TaskId, request: Request, api: In) -> dict[str, A
 async def cancel_job(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
     """Cancel a task that waits, or ask its worker to stop. A task is either cancelled or published, never both: once its
     package is being published it is too late (409). Asking twice is harmless."""
-    ports = api.ports
     known = _is_issued(task_id, request, "task_id")
-    answer = await ports.lanes.submit.run(lambda: ports.ledger.cancel(task_id)) if known else None
+    answer = await api.ports.lanes.submit.run(lambda: cancel(task_id, api.submits, api.limits)) if known else None
     match answer:
         case CancelAnswer.CANCELLED:
             message = "The job is cancelled; nothing is delivered."
@@ -236,13 +224,8 @@ async def cancel_job(task_id: TaskId, request: Request, api: In) -> dict[str, An
 async def retry_job(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
     """Accept the job of a failed, refused or cancelled task once more, with the same facts, as a new task. 409 if the job is
     in flight, or was delivered."""
-    ports = api.ports
     known = _is_issued(task_id, request, "task_id")
-    answer = None
-    if known:
-        answer = await ports.lanes.submit.run(
-            lambda: submit_again(task_id, ledger=ports.ledger, host=ports.host, doorbell=api.doorbell, limits=api.limits)
-        )
+    answer = await api.ports.lanes.submit.run(lambda: submit_again(task_id, api.submits, api.limits)) if known else None
     if answer is None:
         raise ProblemFound("task_unknown", "No task with this id was ever issued.")
     if isinstance(answer, NotRetried):
@@ -310,19 +293,8 @@ async def cancel_batch(batch_id: BatchId, request: Request, api: In) -> dict[str
 async def retry_failed(batch_id: BatchId, request: Request, api: In) -> dict[str, Any]:
     """Accept the jobs of the batch that failed or that the validator refused once more, as a new batch. Those in flight
     already are named in `conflicts`; 409 if all are, or if none has failed."""
-    ports = api.ports
-    answer = None
-    if _is_issued(batch_id, request, "batch_id"):
-        answer = await ports.lanes.submit.run(
-            lambda: submit_failed_again(
-                batch_id,
-                batch_size=api.settings.batch_size,
-                ledger=ports.ledger,
-                host=ports.host,
-                doorbell=api.doorbell,
-                limits=api.limits,
-            )
-        )
+    known = _is_issued(batch_id, request, "batch_id")
+    answer = await api.ports.lanes.submit.run(lambda: submit_failed_again(batch_id, api.submits, api.limits)) if known else None
     if answer is None:
         raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
     if isinstance(answer, NothingFailed):

@@ -68,7 +68,7 @@ def _render(
     memory = api.ports.host.memory()
     gauge("ncr_memory_used_bytes", "Of this API's container or host.", {(): memory.used})
     gauge("ncr_memory_total_bytes", "Of this API's container or host.", {(): memory.total})
-    gauge("ncr_memory_limit_percent", "MAX_MEMORY_USAGE_PERCENT.", {(): api.limits.max_memory_percent})
+    gauge("ncr_memory_limit_percent", "MAX_MEMORY_USAGE_PERCENT.", {(): api.limits.admission.max_memory_percent})
     gauge("ncr_api_resident_bytes", "This API process.", {(): api.ports.host.process_memory()})
     if not isinstance(reports, Unavailable):
         for name, (text, read) in _OF_WORKERS.items():

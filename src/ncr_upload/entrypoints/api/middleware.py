@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ncr_upload.entrypoints.api.problems import internal_problem, too_large_problem
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""Room for 10,000 jobs whose every name is as long as may be, in UTF-8."""
 DRAIN_SECONDS = 5.0
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
 

@@ -92,7 +92,7 @@ async def memory_stats(api: In) -> dict[str, Any]:
     said of their hosts last."""
     told = await queries.read_memory(
         api.ports,
-        api.limits,
+        api.limits.admission,
         child_bytes=api.settings.celery_worker_max_memory_per_child * 1024,
         configured_concurrency=api.settings.celery_worker_concurrency,
         report_seconds=api.settings.memory_check_interval,

@@ -70,7 +70,7 @@ _KINDS = (
         "The package is being published.",
         {"next_step": "Follow the task: it ends within seconds."},
     ),
-    Kind("body_too_large", 413, "Request too large", "The body is larger than 4194304 bytes.", {}),
+    Kind("body_too_large", 413, "Request too large", "The body is larger than 16777216 bytes.", {}),
     Kind(
         "invalid_request",
         422,

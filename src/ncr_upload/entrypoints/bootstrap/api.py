@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.sql.parking import SqlParking
+from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.statistics import SqlStatistics
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.workers import SqlWorkerReports
@@ -39,6 +40,7 @@ def make_api() -> FastAPI:
     engine = make_engine(settings, pool_size=12)
     ports = ApiPorts(
         ledger=SqlSubmissions(engine, max_attempts=settings.max_attempts),
+        recovery=SqlRecovery(engine),
         board=make_board(settings),
         queue=make_queue(settings, make_celery(settings)),
         host=MachineHost(),
