@@ -210,7 +210,7 @@ class WarmWorker:
         task = self.submit(name, data)
         child = self.child()
         used, began = _cpu_of(child), time.time()
-        self.queue.ring(task.task_id)
+        self.queue.ring([task.task_id])
         until(lambda: self._column(task, "status") in ENDED, 600)
         until(lambda: self._column(task, "staging_due_at") is None and not any(self.settings.work_dir.iterdir()), 60)
         cost = Cost(float(self._column(task, "finished_at")) - began, _cpu_of(child) - used)
