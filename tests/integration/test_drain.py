@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,3 +77,22 @@ def test_without_a_drain_time_sigterm_stops_the_api_at_once(tmp_path: Path) -> N
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGTERM
+
+
+TOLD_WHILE_IT_TIDIES = """
+import os, signal, weakref
+from ncr_upload.entrypoints.programs import end_when_told
+
+class Thing: pass
+
+end_when_told()
+thing = Thing()
+watched = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+del thing
+print("still here")
+"""
+
+
+def test_a_program_that_is_told_to_stop_while_it_starts_does_whatever_python_is_at() -> None:
+    done = subprocess.run([sys.executable, "-c", TOLD_WHILE_IT_TIDIES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
