@@ -48,3 +48,12 @@ def test_a_container_whose_program_shows_no_life_is_not_healthy(tmp_path: Path) 
 
     os.utime(alive, (1, 1))
     assert ask().returncode == 1
+
+
+def test_a_health_check_loads_no_http_library_and_nothing_of_ours() -> None:
+    command = ["python3", "-X", "importtime", "-IS", str(ROOT / "docker/probe.py"), "flower"]
+    done = subprocess.run(command, env={"FLOWER_PORT": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "socket" in loaded
+    assert not {"http.client", "urllib.request", "email", "ssl", "csv", "ncr_upload"} & loaded
