@@ -8,6 +8,7 @@ BACKUP_DIR=var/backups
 MIN_FREE_MB=${DEPLOY_MIN_FREE_MB:-3000}
 HEALTHY_SECONDS=${DEPLOY_HEALTHY_SECONDS:-120}
 KEEP_BACKUPS=${DEPLOY_KEEP_BACKUPS:-14}
+WORKER_STOP_SECONDS=360 # stop_grace_period of docker-compose.yml
 ROLLING=(web worker beat)
 DRY_RUN=false
 
@@ -15,7 +16,8 @@ usage() {
   cat <<'HELP'
 usage: ./deploy.sh COMMAND [options]
 
-  init [--embedded]         write .env from env_sample with random secrets (--embedded: for trying it out, no outside part needed)
+  init [--embedded]         write .env from env_sample with random secrets (--embedded: for trying it out, no outside part needed);
+                            an .env that is there keeps what it says and gets the secrets it lacks
   deploy [RELEASE]          build this checkout as RELEASE (default: the commit), check it, back up, migrate, roll it out
          [--pull|--no-build]  take the image NCR_IMAGE:RELEASE from its registry, or as it is here, instead of building it
   rollback                  go back to the release before, the same gentle way
@@ -44,6 +46,9 @@ fail() { # what, what next
 refuse() { # what, what next
   printf 'deploy.sh: %s\n  next: %s\n' "$1" "$2" >&2
   exit 2
+}
+take_no() { # VERB ARGUMENT...: for a verb that takes none
+  (($# == 1)) || refuse "$1 does not know $2" "./deploy.sh --help"
 }
 run() { # a command that changes something
   if $DRY_RUN; then
@@ -88,8 +93,8 @@ containers() { # SERVICE [STATE...]: ids, also of those that have stopped
     --filter "label=com.docker.compose.service=$1" --filter "label=com.docker.compose.oneoff=False" "${@:2}"
 }
 release_of() { docker inspect -f '{{index .Config.Labels "ncr.generation"}}' "$1" 2>/dev/null || true; }
-of_generation() { # SERVICE GENERATION: ids
-  containers "$1" --filter "label=ncr.generation=$2"
+of_generation() { # SERVICE GENERATION [STATE...]: ids
+  containers "$1" --filter "label=ncr.generation=$2" "${@:3}"
 }
 not_of_generation() { # SERVICE GENERATION: ids
   local id
@@ -144,13 +149,21 @@ take_lock() {
 
 check_engine() {
   command -v docker >/dev/null || refuse "docker is not installed" "install Docker Engine and its Compose plugin (2.24 or newer)"
-  docker info >/dev/null 2>&1 || refuse "no Docker engine answers" "start it (systemctl start docker), or set DOCKER_HOST"
-  docker compose version >/dev/null 2>&1 || refuse "Docker Compose v2 is missing" "install the package docker-compose-plugin"
+  docker info >/dev/null 2>&1 ||
+    refuse "no Docker engine answers" "start it (systemctl start docker), join the group docker or use sudo, or set DOCKER_HOST"
+  local version
+  version=$(docker compose version --short 2>/dev/null) || refuse "Docker Compose v2 is missing" "install the package docker-compose-plugin"
+  printf '%s\n' 2.24 "${version#v}" | sort -CV || refuse "Docker Compose is $version, and 2.24 is needed" "update the package docker-compose-plugin"
+}
+
+require_env() {
+  [[ -f .env ]] || refuse "there is no .env" "./deploy.sh init, then fill in what has no value"
+  [[ -r .env ]] || refuse ".env cannot be read by $(id -un)" "run this as its owner: ls -l .env"
 }
 
 check_env() {
-  [[ -f .env ]] || refuse "there is no .env" "./deploy.sh init, then fill in what has no value"
-  local name missing=()
+  require_env
+  local name grace missing=()
   for name in API_KEY REDIS_PASSWORD FLOWER_BASIC_AUTH WASABI_ENDPOINT WASABI_ACCESS_KEY WASABI_SECRET_KEY BUCKET_NAME SFTP_HOST \
     SFTP_USERNAME; do
     [[ -n $(env_value $name) ]] || missing+=("$name")
@@ -161,6 +174,9 @@ check_env() {
     missing+=("DATABASE_URL (or DB_TYPE=mysql|postgresql and DB_*; SQLite cannot be shared by containers)")
   fi
   ((${#missing[@]} == 0)) || refuse "not set in .env: $(printf '%s; ' "${missing[@]}")" "edit .env; env_sample says what each means"
+  grace=$(env_value WORKER_GRACE_SECONDS)
+  [[ ! ${grace:-0} =~ ^[0-9]+$ ]] || ((${grace:-0} + 15 <= WORKER_STOP_SECONDS)) ||
+    refuse "WORKER_GRACE_SECONDS=$grace leaves a worker no time to hand its jobs over" "at most $((WORKER_STOP_SECONDS - 15)): docker-compose.yml stops a worker for good after $WORKER_STOP_SECONDS s"
   compose config -q || refuse "docker-compose.yml and .env do not go together (above)" "correct what it names"
 }
 
@@ -241,18 +257,24 @@ preflight() { # sets PENDING: how many migrations there are to run
 
 state_of() { docker inspect -f '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}healthy{{end}} {{.RestartCount}}' "$1" 2>/dev/null; }
 
+works_now() { # ID HEALTH: asks at once what Docker asks at its next interval
+  [[ $2 == healthy ]] || { [[ $2 == starting ]] && docker exec "$1" python -IS /opt/ncr/bin/probe.py >/dev/null 2>&1; }
+}
+
 wait_healthy() { # NAME IDS: false as soon as one of them cannot become healthy
   local deadline=$((SECONDS + HEALTHY_SECONDS)) id status health restarts waiting
+  local -A at_first=() # one that has been running may have been restarted before
   while :; do
     waiting=''
     for id in $2; do
       read -r status health restarts <<<"$(state_of "$id")" || true
-      if [[ $status != running && $status != created ]] || ((restarts > 0)) || [[ $health == unhealthy ]]; then
-        say "$1: container ${id:0:12} is ${status:-gone}, $health, restarted $restarts times; its last words:"
+      : "${at_first[$id]:=${restarts:-0}}"
+      if [[ $status != running && $status != created ]] || ((${restarts:-0} > at_first[$id])) || [[ $health == unhealthy ]]; then
+        say "$1: container ${id:0:12} is ${status:-gone}, $health, restarted ${restarts:-0} times; its last words:"
         docker logs --tail 15 "$id" 2>&1 | sed 's/^/    /' >&2
         return 1
       fi
-      [[ $status == running && $health == healthy ]] || waiting+=" ${id:0:12}"
+      [[ $status == running ]] && works_now "$id" "$health" || waiting+=" ${id:0:12}"
     done
     [[ -n $waiting ]] || return 0
     if ((SECONDS > deadline)); then
@@ -264,24 +286,29 @@ wait_healthy() { # NAME IDS: false as soon as one of them cannot become healthy
   done
 }
 
-start_beside() { # SERVICE: the wanted number of containers of this generation, beside whatever else runs
-  local have want total dead
-  dead=$(containers "$1" --filter status=exited --filter status=dead --filter status=created)
-  # shellcheck disable=SC2086 # ids
-  [[ -z $dead ]] || run docker rm -f $dead >/dev/null
-  have=$(of_generation "$1" "$NCR_GENERATION" | count)
-  want=$(replicas "$1")
-  total=$(containers "$1" | count)
-  ((have >= want)) || run compose --progress quiet up -d --no-deps --no-build --no-recreate --scale "$1=$((total + want - have))" "$1"
+start_beside() { # SERVICE...: the wanted number of containers of this generation, beside whatever else runs
+  local service have want dead scale=()
+  for service in "$@"; do
+    dead=$(containers "$service" --filter status=exited --filter status=dead --filter status=created)
+    # shellcheck disable=SC2086 # ids
+    [[ -z $dead ]] || run docker rm -f $dead >/dev/null
+    have=$(of_generation "$service" "$NCR_GENERATION" | count)
+    want=$(replicas "$service")
+    ((have >= want)) || scale+=(--scale "$service=$(($(containers "$service" | count) + want - have))" "$service")
+  done
+  ((${#scale[@]} == 0)) || run compose --progress quiet up -d --no-deps --no-build --no-recreate "${scale[@]}"
 }
 
 seen_by_proxy() { # until HAProxy sends requests to every web container of this generation
-  local deadline=$((SECONDS + 60)) id address seen missing
+  local deadline=$((SECONDS + 60)) ids id address seen missing addresses=()
+  ids=$(of_generation web "$NCR_GENERATION")
+  for id in $ids; do
+    addresses+=("$(docker inspect -f "{{(index .NetworkSettings.Networks \"$(project)_edge\").IPAddress}}" "$id")")
+  done
   while :; do
+    seen=$(docker exec "${ids%%$'\n'*}" python -IS /opt/ncr/bin/probe.py seen 'http://proxy:8404/stats;csv' 2>/dev/null || true)
     missing=''
-    for id in $(of_generation web "$NCR_GENERATION"); do
-      seen=$(docker exec "$id" python -IS /opt/ncr/bin/probe.py seen 'http://proxy:8404/stats;csv' 2>/dev/null || true)
-      address=$(docker inspect -f "{{(index .NetworkSettings.Networks \"$(project)_edge\").IPAddress}}" "$id")
+    for address in "${addresses[@]}"; do
       grep -qx "$address UP" <<<"$seen" || missing+=" $address"
     done
     [[ -n $missing ]] || return 0
@@ -290,20 +317,25 @@ seen_by_proxy() { # until HAProxy sends requests to every web container of this 
   done
 }
 
-stop_gently() { # SERVICE: those of other generations, each within its stop_grace_period
-  local old
-  old=$(not_of_generation "$1" "$NCR_GENERATION")
-  [[ -n $old ]] || return 0
-  say "$1: $(count <<<"$old") old stop, after what they have begun"
+stop_gently() { # SERVICE...: those of other generations, all at once, each within its stop_grace_period
+  local service old=''
+  for service in "$@"; do old+=" $(not_of_generation "$service" "$NCR_GENERATION")"; done
+  [[ -n ${old//[[:space:]]/} ]] || return 0
+  say "$*: $(wc -w <<<"$old") old stop, after what they have begun"
   # shellcheck disable=SC2086 # ids
   run docker stop $old >/dev/null
   # shellcheck disable=SC2086
   run docker rm -f $old >/dev/null
 }
 
-take_back() { # remove what was started of this generation, as gently: the proxy may send it requests; the others were not touched
-  local service ids=''
-  for service in "${ROLLING[@]}"; do ids+=" $(of_generation "$service" "$NCR_GENERATION")"; done
+rolling_of_generation() { # ids of every rolling service
+  local service
+  for service in "${ROLLING[@]}"; do of_generation "$service" "$NCR_GENERATION"; done
+}
+
+take_back() { # remove what was started of this generation, as gently: the proxy may send it requests. Whatever ran before was not touched
+  local ids
+  ids=$(rolling_of_generation | grep -vxF -f <(tr ' ' '\n' <<<"${JOURNAL[kept]:-none}") || true)
   if [[ -n ${ids//[[:space:]]/} ]]; then
     # shellcheck disable=SC2086 # ids
     run docker stop $ids >/dev/null
@@ -328,10 +360,8 @@ start_proxy() {
 
 bring_up() { # new containers beside the old ones, healthy and seen; false if they do not come to that
   local service
-  for service in web worker; do
-    say "$service: $(replicas "$service") new start beside the old"
-    start_beside "$service" || return 1
-  done
+  say "$(replicas web) new web and $(replicas worker) new worker containers start beside the old"
+  start_beside web worker || return 1
   $DRY_RUN && return
   for service in web worker; do
     wait_healthy "$service" "$(of_generation "$service" "$NCR_GENERATION")" || return 1
@@ -343,8 +373,7 @@ switch_over() { # only forwards from here: everything new is healthy
   write_journal step=switch
   run write_env .env NCR_RELEASE "$NCR_RELEASE"
   run write_env .env NCR_GENERATION "$NCR_GENERATION"
-  stop_gently web
-  stop_gently worker
+  stop_gently web worker
   start_beside beat
   $DRY_RUN || wait_healthy beat "$(of_generation beat "$NCR_GENERATION")" || say "beat is not healthy: look at ./deploy.sh logs beat; jobs in flight go on"
   stop_gently beat
@@ -358,7 +387,7 @@ switch_over() { # only forwards from here: everything new is healthy
 roll_out() { # RELEASE: exit status 1, with the old one as it was, when it does not become healthy
   trap 'say "interrupted"; exit 1' INT TERM
   trap 'undo_unfinished' EXIT
-  write_journal "target=$NCR_RELEASE" "generation=$NCR_GENERATION" step=start
+  write_journal "target=$NCR_RELEASE" "generation=$NCR_GENERATION" "kept=$(rolling_of_generation | xargs)" step=start
   if ! bring_up; then
     say "release $NCR_RELEASE does not become healthy: it is taken back"
     take_back
@@ -389,10 +418,13 @@ recover() { # what a killed deploy.sh left: finished if its new containers were 
   unset NCR_RELEASE NCR_GENERATION
 }
 
-is_running() { # the wanted generation, everywhere and alone
+is_running() { # the wanted generation, everywhere and alone, with what it stands on
   local service
+  for service in proxy flower redis; do
+    [[ -n $(containers "$service" --filter status=running) ]] || return 1
+  done
   for service in "${ROLLING[@]}"; do
-    [[ $(of_generation "$service" "$NCR_GENERATION" | count) == "$(replicas "$service")" ]] || return 1
+    [[ $(of_generation "$service" "$NCR_GENERATION" --filter status=running | count) == "$(replicas "$service")" ]] || return 1
     [[ -z $(not_of_generation "$service" "$NCR_GENERATION") ]] || return 1
   done
 }
@@ -406,7 +438,10 @@ command_deploy() {
       --pull) source=pull ;;
       --no-build) source=none ;;
       -*) refuse "deploy does not know $1" "./deploy.sh --help" ;;
-      *) release=$1 ;;
+      *)
+        [[ -z $release ]] || refuse "deploy takes one release, not $release and $1" "./deploy.sh --help"
+        release=$1
+        ;;
     esac
     shift
   done
@@ -437,6 +472,7 @@ command_deploy() {
 }
 
 command_rollback() {
+  take_no rollback "$@"
   check_engine
   check_env
   take_lock
@@ -459,9 +495,9 @@ save_backup() { # [NAME]: prints its folder
   if $DRY_RUN; then return; fi
   rm -rf "$BACKUP_DIR"/.partial
   (umask 077 && mkdir -p "$BACKUP_DIR/.partial")
-  compose run --rm --no-deps -T migrate db backup >"$BACKUP_DIR/.partial/ledger.jsonl.gz" || fail "the ledger could not be saved (above)" "mend it; what runs is untouched"
+  compose run --rm --no-deps -T migrate db backup >"$BACKUP_DIR/.partial/ledger.jsonl.gz" || fail "the ledger could not be saved (above)" "mend it (df -h $BACKUP_DIR); what runs is untouched"
   compose exec -T redis sh -c 'redis-cli -p 6380 --rdb /tmp/ncr.rdb >/dev/null && cat /tmp/ncr.rdb && rm /tmp/ncr.rdb' >"$BACKUP_DIR/.partial/redis.rdb" ||
-    fail "Redis could not be saved" "./deploy.sh logs redis; what runs is untouched"
+    fail "Redis could not be saved (above)" "mend it (df -h $BACKUP_DIR; ./deploy.sh logs redis); what runs is untouched"
   (cd "$BACKUP_DIR/.partial" && sha256sum ledger.jsonl.gz redis.rdb >SHA256SUMS)
   mv "$BACKUP_DIR/.partial" "$folder"
   printf '%s\n' "$folder"
@@ -473,6 +509,7 @@ use_current() {
 }
 
 command_backup() {
+  take_no backup "$@"
   check_engine
   check_env
   take_lock
@@ -486,6 +523,7 @@ command_restore() {
   while (($#)); do
     case $1 in
       --yes) yes=true ;;
+      -*) refuse "restore does not know $1" "./deploy.sh --help" ;;
       *) folder=${1%/} ;;
     esac
     shift
@@ -507,7 +545,18 @@ command_restore() {
   compose run --rm --no-deps -T migrate db restore <"$folder/ledger.jsonl.gz" || fail "not restored (above); nothing was changed" "mend it and restore again"
 }
 
+a_web_container() { # that works
+  local id
+  for id in $(containers web --filter status=running); do
+    if works_now "$id" "$(docker inspect -f '{{.State.Health.Status}}' "$id")"; then
+      printf '%s' "$id"
+      return
+    fi
+  done
+}
+
 command_health() {
+  take_no health "$@"
   check_engine
   check_env
   local service id bad=0 status health restarts web
@@ -515,11 +564,12 @@ command_health() {
     [[ -n $(containers "$service") ]] || { printf '%-8s %-14s missing\n' "$service" -; bad=1; }
     for id in $(containers "$service"); do
       read -r status health restarts <<<"$(state_of "$id")"
+      if [[ $health == starting ]] && works_now "$id" "$health"; then health=healthy; fi
       printf '%-8s %-14s %s, %s, restarted %s times\n' "$service" "${id:0:12}" "$status" "$health" "$restarts"
       [[ $status == running && $health == healthy ]] || bad=1
     done
   done
-  web=$(containers web --filter health=healthy | head -n 1)
+  web=$(a_web_container)
   [[ -n $web ]] || fail "no web container is healthy" "./deploy.sh logs web"
   docker exec "$web" python -IS /opt/ncr/bin/probe.py get '/health?deep=true'
   echo
@@ -539,7 +589,7 @@ monitor_rows() { # service, container, release, state, CPU, memory: separated by
 
 monitor_answers() { # PATH: what the API says, {} when it does not
   local web answer=''
-  web=$(containers web --filter health=healthy | head -n 1)
+  web=$(a_web_container)
   [[ -z $web ]] || answer=$(docker exec "$web" python -IS /opt/ncr/bin/probe.py get "$1" 2>/dev/null || true)
   printf '%s' "${answer:-{\}}"
 }
@@ -579,6 +629,7 @@ command_monitor() {
 }
 
 command_cleanup() {
+  take_no cleanup "$@"
   check_engine
   check_env
   take_lock
@@ -602,7 +653,12 @@ command_cleanup() {
 }
 
 command_logs() {
+  local service
+  for service in "$@"; do
+    [[ $service =~ ^[a-z0-9]+$ ]] || refuse "logs does not know $service" "./deploy.sh --help"
+  done
   check_engine
+  require_env
   compose logs --follow --tail 200 "$@"
 }
 
@@ -613,21 +669,25 @@ secret() { # 32 letters and digits
 }
 
 command_init() {
-  local embedded=false
+  local embedded=false name empty=() draft=.env.draft
   [[ ${1:-} == --embedded ]] && embedded=true
   [[ -z ${1:-} || $embedded == true ]] || refuse "init does not know $1" "./deploy.sh --help"
-  [[ ! -e .env ]] || refuse "there is a .env already, and its secrets are in use" "edit it, or move it away first"
-  local draft=.env.draft
-  (umask 077 && cp env_sample $draft && chmod 600 $draft)
-  write_env $draft API_KEY "$(secret)"
-  write_env $draft REDIS_PASSWORD "$(secret)"
-  write_env $draft FLOWER_BASIC_AUTH "operator:$(secret)"
+  for name in API_KEY REDIS_PASSWORD FLOWER_BASIC_AUTH; do
+    [[ -e .env && -n $(env_value $name) ]] || empty+=("$name")
+  done
+  if [[ -e .env ]] && ! cmp -s .env env_sample && { $embedded || ((${#empty[@]} == 0)); }; then
+    refuse "there is a .env already, and what it says is in use" "edit it, or move it away first"
+  fi
+  (umask 077 && if [[ -e .env ]]; then cp .env $draft; else cp env_sample $draft; fi && chmod 600 $draft)
+  for name in "${empty[@]}"; do
+    write_env $draft "$name" "$([[ $name != FLOWER_BASIC_AUTH ]] || printf 'operator:')$(secret)"
+  done
   if $embedded; then init_embedded $draft; fi
   mkdir -p keys
   mv $draft .env
-  say "wrote .env (mode 600)"
+  say "wrote .env (mode 600), with random values for ${empty[*]}"
   if $embedded; then
-    say "next: docker compose --profile embedded up; the key for X-API-Key: grep ^API_KEY= .env"
+    say "next: docker compose --profile embedded up; it serves whoever is on this machine (NCR_BIND, API_ANONYMOUS), on port 8001"
   else
     say "next: fill in the database, WASABI_*, SFTP_* (with SFTP_HOST_KEY), then ./deploy.sh deploy"
   fi
@@ -643,7 +703,7 @@ init_embedded() { # FILE
   for pair in "EMBEDDED_DATABASE_PASSWORD=$password" "EMBEDDED_SFTP_HOST_KEY=$(base64 -w 0 <"$folder/key")" \
     "DATABASE_URL=postgresql+psycopg://studio:$password@database:5432/studio" "COMPOSE_PROFILES=embedded" \
     WASABI_ENDPOINT=http://s3:9000 "WASABI_ACCESS_KEY=$(secret)" "WASABI_SECRET_KEY=$(secret)" BUCKET_NAME=studio \
-    SFTP_HOST=sftp SFTP_PORT=2222 SFTP_USERNAME=partner "SFTP_PASSWORD=$(secret)" \
+    NCR_BIND=127.0.0.1 API_ANONYMOUS=all SFTP_HOST=sftp SFTP_PORT=2222 SFTP_USERNAME=partner "SFTP_PASSWORD=$(secret)" \
     "SFTP_HOST_KEY=$(cut -d' ' -f1,2 "$folder/key.pub")" VALIDATOR_API_URL=http://validator:8010/validate "VALIDATOR_API_KEY=$(secret)"; do
     write_env "$1" "${pair%%=*}" "${pair#*=}"
   done
