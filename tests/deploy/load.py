@@ -15,16 +15,12 @@ from typing import Any
 
 SECONDS = 30.0
 SLOW_SECONDS = 5.0
-BUSY = object()
+POLL_SECONDS = 0.1
 
 
 @dataclass
 class Load:
-    """`jobs` are ids that await upload; each is submitted once. `failures` are by phase.
-
-    `busy` counts the answers of a web server that says itself that the database took longer than 2.5 s (503, Retry-After):
-    what an overloaded machine gives, deploy or not. They are kept apart, and submits among them are sent again.
-    """
+    """`jobs` are ids that await upload; each is submitted once. `failures` are by phase."""
 
     port: int
     key: str
@@ -34,7 +30,6 @@ class Load:
     accepted: dict[str, str] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, str]] = field(default_factory=list)
-    busy: int = 0
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -66,9 +61,7 @@ class Load:
         job_id = self.jobs.pop()
         answer = self._ask("submit", "POST", "/process-job", {"job_id": job_id, "username": "load", "campaign": "deploy"}, 202)
         with self._lock:
-            if answer is BUSY:
-                self.jobs.append(job_id)
-            elif answer is not None:
+            if answer is not None:
                 self.accepted[job_id] = answer["task_id"]
         self._stop.wait(self.every_seconds)
 
@@ -78,8 +71,8 @@ class Load:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)) as kept_open:
             for task_id in task_ids:
                 self._ask("poll", "GET", f"/job-status/{task_id}", None, 200, kept_open)
-                self._stop.wait(0.05)
-        self._stop.wait(0.1)
+                self._stop.wait(POLL_SECONDS)
+        self._stop.wait(POLL_SECONDS)
 
     def _list(self) -> None:
         self._ask("list", "GET", "/jobs/active", None, 200)
@@ -125,12 +118,9 @@ class Load:
                 self._judge("slow", phase, response.status, response.read(), 422)
         except (OSError, http.client.HTTPException) as error:
             self._note("slow", phase, f"slow POST /process-batch: {type(error).__name__}: {error}")
+            self._stop.wait(POLL_SECONDS)
 
     def _judge(self, kind: str, phase: str, status: int, body: bytes, expected: int) -> Any:
-        if status == 503 and b'"database_timeout"' in body:
-            with self._lock:
-                self.busy += 1
-            return BUSY
         if status != expected:
             self._note(kind, phase, f"{kind}: {status} instead of {expected}: {body[:300]!r}")
             return None

@@ -9,11 +9,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from deploy.report import Failed
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {
@@ -25,10 +29,6 @@ SETTINGS = {
     "NCR_BIND": "127.0.0.1",
 }
 PATIENT = {"DEPLOY_HEALTHY_SECONDS": "240", "DEPLOY_MIN_FREE_MB": "500"}
-
-
-class Failed(Exception):
-    """A promise that did not hold; the message says which."""
 
 
 @dataclass
@@ -57,8 +57,9 @@ class Site:
         return self.run("docker", "compose", *arguments, expect=expect)
 
     def run(
-        self, *command: str, expect: int | None = 0, environment: dict[str, str] | None = None
+        self, *command: str, expect: int | None = 0, environment: dict[str, str] | None = None, keep: bool = True
     ) -> subprocess.CompletedProcess[str]:
+        """Raises `Failed` when it ends otherwise than expected. What it says goes to the log if `keep`."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -70,12 +71,37 @@ class Site:
             timeout=600,
         )
         with self.log.open("a") as log:
-            log.write(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}-> {done.returncode}\n")
+            log.write(f"$ {' '.join(command)}\n{done.stdout if keep else ''}{done.stderr}-> {done.returncode}\n")
         if expect is not None and done.returncode != expect:
             raise Failed(
                 f"{' '.join(command)} ended with {done.returncode}, not {expect}: {(done.stdout + done.stderr)[-1500:]}"
             )
         return done
+
+    def watch(self, *command: str, until: str, seconds: float = 60) -> None:
+        """Run what shows things until it is interrupted, until it has shown `until`; raises `Failed` when it does not."""
+        with tempfile.TemporaryFile("w+") as shown:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=shown,
+                start_new_session=True,
+            )
+            deadline = time.monotonic() + seconds
+            text = ""
+            while until not in text and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+                shown.seek(0)
+                text = shown.read()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+        with self.log.open("a") as log:
+            log.write(f"$ {' '.join(command)}\n{text[-2000:]}-> stopped\n")
+        if until not in text:
+            raise Failed(f"{' '.join(command)} shows nothing of {until}: {text[-500:]}")
 
     def kill_deploy(self, release: str, when: Callable[[], bool], seconds: float = 240) -> None:
         """Start a deploy and kill -9 it once `when` holds. Raises `Failed` when that never is."""
@@ -108,8 +134,14 @@ class Site:
         found = self.run("docker", "ps", "-q", "--no-trunc", *(word for each in wanted for word in ("--filter", each)))
         return found.stdout.split()
 
+    def everything(self) -> set[str]:
+        """Every container that runs, with when it was started."""
+        found = self.run("docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={self.project}").stdout.split()
+        shown = self.run("docker", "inspect", "-f", "{{.Id}} {{.State.StartedAt}}", *found)
+        return set(shown.stdout.splitlines())
+
     def inspect(self, container: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("docker", "inspect", container).stdout)[0]
+        found: dict[str, Any] = json.loads(self.run("docker", "inspect", container, keep=False).stdout)[0]
         return found
 
     def releases(self, service: str) -> list[str]:
