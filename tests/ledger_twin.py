@@ -383,8 +383,9 @@ class MemoryLedger:
 
     # --- Recovery
 
-    def due(self, limit: int) -> list[str]:
-        return self._claimable(limit, abandoned=False)
+    def due(self, limit: int, but_newest: int = 0) -> list[str]:
+        due = self._claimable(limit + but_newest, abandoned=False)
+        return due[: max(0, len(due) - but_newest)]
 
     def abandoned(self, limit: int) -> list[str]:
         return self._claimable(limit, abandoned=True)

@@ -150,6 +150,14 @@ def test_a_finish_repeated_after_a_lost_answer_records_once(ledger: Ledger) -> N
     assert [event.kind for event in ledger.submissions.history(task.task_id)].count("completed") == 1
 
 
+def test_due_tasks_are_told_oldest_first_without_the_newest(ledger: Ledger) -> None:
+    task_ids = [task.task_id for task in ledger.accept(*(f"job-{number}" for number in range(5)))]
+    assert ledger.recovery.due(10) == task_ids
+    assert ledger.recovery.due(10, 2) == task_ids[:3]
+    assert ledger.recovery.due(1, 2) == task_ids[:1]
+    assert ledger.recovery.due(10, 5) == ledger.recovery.due(10, 9) == []
+
+
 def test_a_task_put_back_waits_until_it_is_due(ledger: Ledger) -> None:
     (task,) = ledger.accept("job-1")
     ledger.claims.put_back(ledger.claim(task), problem=PROBLEM, message="later", delay_seconds=60, spend_attempt=True)

@@ -426,8 +426,8 @@ class Claims(Protocol):
 class Recovery(Protocol):
     """The ledger as the sweeper sees it."""
 
-    def due(self, limit: int) -> list[str]:
-        """Waiting tasks that are due, oldest first."""
+    def due(self, limit: int, but_newest: int = 0) -> list[str]:
+        """Waiting tasks that are due, oldest first, without the newest of them, which may be many."""
 
     def abandoned(self, limit: int) -> list[str]:
         """Tasks that could be claimed now because their worker's lease ran out, oldest first."""

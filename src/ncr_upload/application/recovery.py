@@ -92,18 +92,17 @@ def _ring_due(ports: SweepPorts) -> int:
     taken to have their message waiting already, as many as there are messages. What lost its ring or its worker grows old,
     and is rung for however busy the queue is."""
 
-    def list_left(limit: int) -> list[str]:
-        return [*ports.cleaning.unclean(limit), *ports.recovery.abandoned(limit)]
+    def list_left(limit: int, but_newest: int) -> list[str]:
+        left = [*ports.cleaning.unclean(limit + but_newest), *ports.recovery.abandoned(limit + but_newest)]
+        return left[: max(0, len(left) - but_newest)][:limit]
 
     return _ring_oldest(ports.queue, list_left, first=True) + _ring_oldest(ports.queue, ports.recovery.due, first=False)
 
 
-def _ring_oldest(queue: JobQueue, list_oldest: Callable[[int], list[str]], *, first: bool) -> int:
-    if not list_oldest(1):
+def _ring_oldest(queue: JobQueue, list_oldest: Callable[[int, int], list[str]], *, first: bool) -> int:
+    if not list_oldest(1, 0):
         return 0
-    waiting = queue.depth(first=first)
-    due = list_oldest(AT_ONCE + waiting)
-    unrung = due[: max(0, len(due) - waiting)][:AT_ONCE]
+    unrung = list_oldest(AT_ONCE, queue.depth(first=first))
     queue.ring(unrung, first=first)
     return len(unrung)
 

@@ -21,23 +21,23 @@ class SqlRecovery:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def due(self, limit: int) -> list[str]:
-        """See `Recovery.due`."""
-        return self._claimable(jobs.c.worker.is_(None), limit)
+    def due(self, limit: int, but_newest: int = 0) -> list[str]:
+        """See `Recovery.due`. Those that are left out are counted where they are."""
+        return self._claimable(jobs.c.worker.is_(None), limit, but_newest)
 
     def abandoned(self, limit: int) -> list[str]:
         """See `Recovery.abandoned`."""
         return self._claimable(jobs.c.worker.is_not(None), limit)
 
-    def _claimable(self, which: ColumnElement[bool], limit: int) -> list[str]:
-        query = (
-            select(jobs.c.task_id)
-            .where(jobs.c.claimable_at <= statement_now(), has_attempt_left(), which)
-            .order_by(jobs.c.claimable_at, jobs.c.id)
-            .limit(limit)
-        )
+    def _claimable(self, which: ColumnElement[bool], limit: int, but_newest: int = 0) -> list[str]:
+        query = select(jobs.c.task_id).where(jobs.c.claimable_at <= statement_now(), has_attempt_left(), which)
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
-            return list(connection.execute(query).scalars())
+            if but_newest:
+                all_of_them = query.limit(limit + but_newest).subquery()
+                count = connection.execute(select(func.count()).select_from(all_of_them)).scalar_one()
+                limit = min(limit, max(0, count - but_newest))
+            oldest = query.order_by(jobs.c.claimable_at, jobs.c.id).limit(limit)
+            return list(connection.execute(oldest).scalars()) if limit else []
 
     def exhausted(self, limit: int) -> list[Task]:
         """See `Recovery.exhausted`."""
