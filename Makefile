@@ -27,8 +27,9 @@ $(READY): requirements-dev.txt pyproject.toml src/ncr_validator/khronos/package-
 	@$(BIN)/python -m ncr_validator fetch-engine
 	@touch $@
 
-servers: ## Install the real servers the tests use (root on Debian; else says what is missing)
+servers: $(READY) ## Install the real servers the tests use (root on Debian; else says what is missing)
 	@scripts/servers.sh
+	@scripts/mysql.sh $(VENV)/share/ncr-mysql || echo "servers: the tests on MySQL itself will be skipped; MariaDB stands in" >&2
 
 demo: $(READY) ## Deliver a product on the whole stack, watch it, check it
 	@$(BIN)/ncr demo

@@ -11,7 +11,7 @@ import pytest
 from databases import SERVERS
 from parts import find
 
-_PROGRAMS = {"postgresql": "postgres", "mariadb": "mariadbd"}
+_PROGRAMS = {"postgresql": "postgres", "mariadb": "mariadbd", "mysql": "ncr-mysqld"}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -21,6 +21,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         count = sum(engine in re.split(r"[\[\]-]", nodeid) for nodeid in passed)
         if count:
             told.append(f"{count} on {engine} {_version(engine)}")
+    if find(_PROGRAMS["mysql"]) is None:
+        told.append("none on mysql, which is not here (make servers fetches it on Debian)")
     if told:
         terminalreporter.write_line(f"databases: {', '.join(told)}")
 

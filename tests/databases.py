@@ -19,11 +19,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from parts import require
+from parts import find, require
 from servers import free_port
 
 READY_SECONDS = 60
-SERVERS = ("postgresql", "mariadb")
+SERVERS = ("postgresql", "mariadb", "mysql")
 
 
 class Databases:
@@ -131,7 +131,30 @@ class Mariadb(Server):
         return self._run([*command, *self.more], None, f"mysql+pymysql://root@127.0.0.1:{self.port}/mysql")
 
 
-KINDS: dict[str, tuple[type[Server], str]] = {"postgresql": (Postgresql, "postgres"), "mariadb": (Mariadb, "mysql")}
+class Mysql(Server):
+    """MySQL itself, as `scripts/mysql.sh` unpacks it. Its only login is root, without a password."""
+
+    def prepare(self) -> None:
+        program = find("ncr-mysqld")
+        if program is None:  # not an error in CI: it comes from Debian's unstable suite, which may be without it for a while
+            pytest.skip("MySQL is not here (make servers fetches it, on Debian)")
+        shutil.copytree(Path(program).with_name("empty"), self.folder / "data")
+
+    def start(self) -> str:
+        as_user = [f"--user={self.user}"] if self.user else []
+        command = [require("ncr-mysqld"), f"--datadir={self.folder / 'data'}", f"--port={self.port}", *as_user]
+        command += ["--bind-address=127.0.0.1", f"--socket={self.folder / 'socket'}", "--mysqlx=OFF", "--skip-log-bin"]
+        command += ["--innodb-flush-method=nosync", "--innodb-doublewrite=OFF", "--innodb-redo-log-capacity=8M"]
+        if not any(option.startswith("--ssl-") for option in self.more):
+            command.append("--tls-version=")  # it would make itself a certificate, and no proxy could read along
+        return self._run([*command, *self.more], None, f"mysql+pymysql://root@127.0.0.1:{self.port}/mysql")
+
+
+KINDS: dict[str, tuple[type[Server], str]] = {
+    "postgresql": (Postgresql, "postgres"),
+    "mariadb": (Mariadb, "mysql"),
+    "mysql": (Mysql, "root"),
+}
 
 
 @contextmanager

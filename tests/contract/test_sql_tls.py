@@ -20,6 +20,7 @@ from ncr_upload.entrypoints.settings import Settings
 CIPHER = {
     "postgresql": "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
     "mariadb": "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'Ssl_version'",
+    "mysql": "SELECT variable_value FROM performance_schema.session_status WHERE variable_name = 'Ssl_version'",
 }
 PASSWORD = "hunter2"
 

@@ -47,7 +47,7 @@ def test_a_printable_label_is_taken_as_it_is(label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "label", ["", "x" * 129, "a\nb", "a\tb", "a\x00", "a\x7f", "a\u2028b", "a\u202eb", "\ud800", "a\x1b[0m"]
+    "label", ["", " ", "   ", "x" * 129, "a\nb", "a\tb", "a\x00", "a\x7f", "a\u2028b", "a\u202eb", "\ud800", "a\x1b[0m"]
 )
 def test_a_label_that_is_empty_long_or_not_printable_is_refused(label: str) -> None:
     with pytest.raises(ValueError, match="1 to 128 printable characters"):

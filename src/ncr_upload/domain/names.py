@@ -20,10 +20,10 @@ def check_job_id(value: str) -> str:
 
 
 def check_label(value: str) -> str:
-    """`value`, if it is 1 to 128 printable characters (a username, a campaign). Raises `ValueError` saying so.
+    """`value`, if it is 1 to 128 printable characters, not only spaces (a username, a campaign). Raises `ValueError` saying so.
 
     Printable is what Unicode calls so, and the space: no control or format characters, line breaks or lone surrogates.
     """
-    if not 1 <= len(value) <= MAX_NAME_LENGTH or not value.isprintable():
-        raise ValueError(f"must be 1 to {MAX_NAME_LENGTH} printable characters")
+    if not 1 <= len(value) <= MAX_NAME_LENGTH or not value.isprintable() or value.isspace():
+        raise ValueError(f"must be 1 to {MAX_NAME_LENGTH} printable characters, not only spaces")
     return value

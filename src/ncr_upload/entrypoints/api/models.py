@@ -58,8 +58,10 @@ class JobRequest(BaseModel):
     job_id: JobId = Field(
         description="As in `job_details.job_id`: 1 to 128 letters, digits, `.`, `_`, `-`, not starting with a dot."
     )
-    username: Label = Field(description="Who asks: 1 to 128 printable characters. Written to the studio's history.")
-    campaign: Label = Field(description="The campaign: 1 to 128 printable characters.")
+    username: Label = Field(
+        description="Who asks: 1 to 128 printable characters, not only spaces. Written to the studio's history."
+    )
+    campaign: Label = Field(description="The campaign: 1 to 128 printable characters, not only spaces.")
     row_id: int | None = Field(
         None, ge=1, le=MAX_ROW_ID, description="`job_details.id`, where known; refused if it is another job's."
     )
