@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import peers
 from datasets import MANY_SMALL, ONE_HUGE, PACKAGE, DataSet
 from figures import Figure, compare
 from ncr_upload.entrypoints.settings import Settings
-from place import Cost, Place, know_hashes
+from place import MB, Cost, Place, Route, know_hashes, s3_client
 
 Runs = dict[str, list[Cost]]
 
@@ -89,8 +91,9 @@ def measure_wan_one_huge(place: Place, rounds: int) -> Iterator[Figure]:
 
 
 def _over_wan(place: Place, data: DataSet, rounds: int) -> Iterator[Figure]:
-    know_hashes(place, data)
+    know_hashes(place, data, PACKAGE)
     route = place.wan()
+    tell_wan(place, route)
     strict = place.worker(route)
     sides = {"strict": lambda: strict.deliver(data), "rclone": lambda: peers.rclone_copy(place, route, data)}
     if "stage_before_verdict" in Settings.model_fields:
@@ -103,6 +106,31 @@ def _over_wan(place: Place, data: DataSet, rounds: int) -> Iterator[Figure]:
         if way in runs:
             peer = peers.rclone_name()
             yield compare(f"wan.{data.name}.{way}.rclone", peer, walls(runs[way]), walls(runs["rclone"]))
+
+
+def tell_wan(place: Place, route: Route) -> None:
+    """What the emulated WAN really gives at this moment, so that a figure of a machine too busy to emulate it is known as such."""
+    key, size = PACKAGE.files[0]
+    url = s3_client(place, route).generate_presigned_url("get_object", Params={"Bucket": place.s3.bucket, "Key": key})
+
+    def fetch(_number: int = 0) -> None:
+        with urllib.request.urlopen(url) as answer:
+            while answer.read(MB):
+                pass
+
+    began = time.perf_counter()
+    urllib.request.urlopen(urllib.request.Request(route.validator_url, data=b"x")).close()
+    round_trips_ms = (time.perf_counter() - began) * 1000
+    began = time.perf_counter()
+    fetch()
+    one = size / (time.perf_counter() - began) / MB
+    began = time.perf_counter()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(fetch, range(4)))
+    four = 4 * size / (time.perf_counter() - began) / MB
+    print(
+        f"    the WAN: connect and ask {round_trips_ms:.0f} ms, one connection {one:.1f} MB/s, four {four:.1f} MB/s", flush=True
+    )
 
 
 def now() -> str:

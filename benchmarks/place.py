@@ -167,17 +167,21 @@ def _listens(port: int) -> bool:
 
 def know_hashes(place: Place, *data_sets: DataSet) -> None:
     """Have the S3 server compute the ETags now."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=place.s3.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=place.s3.access_key,
-        aws_secret_access_key=place.s3.secret_key,
-        config=Config(s3={"addressing_style": "path"}, read_timeout=120),
-    )
+    client = s3_client(place, place.loopback)
     for data in data_sets or DATA_SETS:
         for key in data.keys:
             client.head_object(Bucket=place.s3.bucket, Key=key)
+
+
+def s3_client(place: Place, route: Route) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=route.s3_endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=place.s3.access_key,
+        aws_secret_access_key=place.s3.secret_key,
+        config=Config(s3={"addressing_style": "path"}, signature_version="s3v4", read_timeout=120),
+    )
 
 
 # --- our side ---------------------------------------------------------------------------------------------------
