@@ -109,7 +109,7 @@ def _over_wan(place: Place, data: DataSet, rounds: int) -> Iterator[Figure]:
 
 
 def tell_wan(place: Place, route: Route) -> None:
-    """What the emulated WAN really gives at this moment, so that a figure of a machine too busy to emulate it is known as such."""
+    """What the emulated WAN really gives now: a machine may be too busy to emulate it."""
     key, size = PACKAGE.files[0]
     url = s3_client(place, route).generate_presigned_url("get_object", Params={"Bucket": place.s3.bucket, "Key": key})
 
@@ -120,7 +120,7 @@ def tell_wan(place: Place, route: Route) -> None:
 
     began = time.perf_counter()
     urllib.request.urlopen(urllib.request.Request(route.validator_url, data=b"x")).close()
-    round_trips_ms = (time.perf_counter() - began) * 1000
+    asking_ms = (time.perf_counter() - began) * 1000
     began = time.perf_counter()
     fetch()
     one = size / (time.perf_counter() - began) / MB
@@ -128,9 +128,7 @@ def tell_wan(place: Place, route: Route) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(fetch, range(4)))
     four = 4 * size / (time.perf_counter() - began) / MB
-    print(
-        f"    the WAN: connect and ask {round_trips_ms:.0f} ms, one connection {one:.1f} MB/s, four {four:.1f} MB/s", flush=True
-    )
+    print(f"    the WAN: {asking_ms:.0f} ms to ask, one connection {one:.1f} MB/s, four {four:.1f} MB/s", flush=True)
 
 
 def now() -> str:
