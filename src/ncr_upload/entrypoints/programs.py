@@ -8,6 +8,7 @@ import socket
 
 import structlog
 
+from ncr_upload.entrypoints.arenas import share_arenas
 from ncr_upload.entrypoints.bootstrap.records import make_celery, wait_for_tables
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import Settings, load_settings
@@ -34,6 +35,7 @@ def require_port(host: str, port: int, setting: str) -> None:
 
 def run_worker(settings: Settings, concurrency: int | None) -> None:
     """Until told to stop: SIGTERM and the first Ctrl-C finish the running jobs first."""
+    share_arenas()
     _prepare(settings)
     if settings.validator_api_url is None:
         from ncr_upload.entrypoints.bundled_validator import BundledValidator
