@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +303,44 @@ async def test_a_failure_without_a_reason_is_tried_again(server: SftpServer, fil
         await stage_and_publish(open_dropoff(server), files)
     assert caught.value.code == "sftp_failure"
     assert "S/S.glb" in caught.value.message
+
+
+@pytest.mark.parametrize(("harm", "found"), [("cut short", "3 bytes"), ("removed", "None bytes"), ("added to", "7 bytes")])
+@fault(
+    "SFTP: what was staged changes before the publish",
+    injector="a staged file cut short, removed or added on the server",
+    invariants="LOPH",
+    outcome="noticed by the last look at every size, named, tried again",
+)
+async def test_a_server_that_does_not_keep_what_it_took_is_found_out_before_the_publish(
+    server: SftpServer, files: list[LocalFile], harm: str, found: str
+) -> None:
+    small, large = sorted(files, key=lambda local: local.file.size)
+    package = server.folder / ".ncr-staging" / "task-1" / "package"
+
+    async def harmed_meanwhile() -> AsyncIterator[LocalFile]:
+        yield small
+        staged = package / small.file.target
+        async with asyncio.timeout(20):
+            while not staged.exists():  # noqa: ASYNC110 - another process makes it
+                await asyncio.sleep(0.01)
+        match harm:
+            case "cut short":
+                os.truncate(staged, 3)
+            case "removed":
+                staged.unlink()
+            case _:
+                staged.with_name("foreign").write_bytes(b"foreign")
+        yield large
+
+    async with open_dropoff(server).session() as session:
+        await session.adopt("task", 1)
+        with pytest.raises(Unavailable) as caught:
+            await session.stage("task", 1, harmed_meanwhile(), ignore)
+    assert (caught.value.code, found in caught.value.message) == ("staged_differs", True), caught.value.message
+    await stage_and_publish(open_dropoff(server), files, fence=2)
+    assert (server.folder / "job-1" / small.file.target).read_bytes() == CONTENTS[small.file.target]
+    assert {path.name for path in (server.folder / "job-1" / "S").iterdir()} == {"S.glb", "S.png"}
 
 
 async def test_a_full_disk_behind_openssh_is_told_by_its_free_space(
