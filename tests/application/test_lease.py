@@ -34,9 +34,9 @@ def wait_for_end(lease: Lease) -> None:
 
 
 def test_a_lease_is_renewed_for_as_long_as_the_attempt_runs(ledger: MemoryLedger) -> None:
-    claim = claim_one(ledger, 0.5)
+    claim = claim_one(ledger, 2)
     with Lease(ledger, claim, renew_seconds=0.05) as lease:
-        time.sleep(1)
+        time.sleep(3)
         lease.check()
         assert ledger.claim(claim.task.task_id, "w2", 1) is None
 
@@ -70,7 +70,7 @@ def test_a_claim_that_cannot_be_renewed_is_lost_when_its_time_is_up(ledger: Memo
             raise Unavailable("database_unavailable", "away", "Look at it.")
 
     away: Any = Away()
-    with Lease(away, claim_one(ledger, 0.3), renew_seconds=0.05) as lease:
+    with Lease(away, claim_one(ledger, 2), renew_seconds=0.05) as lease:
         lease.check()
         wait_for_end(lease)
         with pytest.raises(LeaseLost):
@@ -83,7 +83,7 @@ def test_a_process_that_stood_still_for_longer_than_its_lease_does_not_renew_it(
     claim = claim_one(ledger, 20)
     renewed: list[Claim] = []
     monkeypatch.setattr(ledger, "renew", renewed.append)
-    with Lease(ledger, claim, renew_seconds=0.3) as lease:
+    with Lease(ledger, claim, renew_seconds=2) as lease:
         lease._good_until = time.monotonic() - 1  # as after SIGSTOP and SIGCONT
         wait_for_end(lease)
         assert isinstance(lease.ended, LeaseLost)

@@ -28,6 +28,7 @@ from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bootstrap.records import check_database
+from patience import PROMISED_SECONDS, allowed
 from servers import free_port
 from studio_rows import open_database
 
@@ -57,7 +58,7 @@ def refusal(url: str) -> Unavailable:
 def test_an_unreachable_server_is_named_with_its_database_but_not_its_password(driver: str) -> None:
     began = time.monotonic()
     refused = refusal(f"{driver}://ann:hunter2@127.0.0.1:{free_port()}/studio")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < allowed(PROMISED_SECONDS)
     assert "127.0.0.1" in refused.message
     assert "studio" in refused.message
     assert "hunter2" not in str(refused)
@@ -257,7 +258,7 @@ def test_while_its_server_is_down_the_api_answers_503_and_afterwards_goes_on(mor
         for _ in range(2):
             began = time.monotonic()
             answer = http.post("/process-job", json=JOB | {"job_id": "job-2"})
-            assert time.monotonic() - began < 5  # 3 s are promised; this machine may be loaded
+            assert time.monotonic() - began < allowed(PROMISED_SECONDS)
             body = assert_problem(answer, 503, answer.json()["code"])
             assert body["code"] in ("database_unavailable", "database_timeout")
             assert int(answer.headers["retry-after"]) > 0

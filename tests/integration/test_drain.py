@@ -19,12 +19,12 @@ JOB = {"job_id": "job-1", "username": "ann", "campaign": "spring"}
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     port = free_port()
     settings = {
         "API_HOST": "127.0.0.1",
         "API_PORT": str(port),
-        "API_DRAIN_SECONDS": "6",
+        "API_DRAIN_SECONDS": getattr(request, "param", "6"),
         "REDIS_PORT": "1",
         "DATABASE_URL": f"sqlite:///{tmp_path}/ncr.db",
         "MAX_MEMORY_USAGE_PERCENT": "99.9",
@@ -56,6 +56,7 @@ def test_after_sigterm_the_api_says_not_ready_and_still_accepts_jobs(api: tuple[
     assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize("api", ["60"], indirect=True)
 def test_a_second_sigterm_stops_a_draining_api_at_once(api: tuple[subprocess.Popen[bytes], httpx.Client]) -> None:
     process, client = api
     process.send_signal(signal.SIGTERM)
@@ -63,7 +64,7 @@ def test_a_second_sigterm_stops_a_draining_api_at_once(api: tuple[subprocess.Pop
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.wait(60)
-    assert time.monotonic() - began < 5, "it drained to the end"
+    assert time.monotonic() - began < 40, "it drained to the end"
 
 
 def test_without_a_drain_time_sigterm_stops_the_api_at_once(tmp_path: Path) -> None:

@@ -195,13 +195,13 @@ def test_the_answer_to_a_chosen_request_is_lost_once(client: socket.socket, prox
 def test_a_delay_is_a_round_trip_and_not_per_chunk(client: socket.socket, proxy: FaultProxy) -> None:
     proxy.delay(200)
     began = time.monotonic()
-    for _ in range(10):
+    for _ in range(60):
         client.sendall(b"ping")
         time.sleep(0.01)
     received = b""
-    while len(received) < 40:
+    while len(received) < 240:
         received += client.recv(100)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 10, "that is nearly the delay for each chunk"
 
 
 @pytest.mark.parametrize("limit", ["connection_bytes_per_second", "all_bytes_per_second"])
