@@ -62,6 +62,7 @@ def _on_loopback(place: Place, data: DataSet, rounds: int, baseline_rounds: int)
     route, worker = place.loopback, place.worker(place.loopback)
     worker.deliver(data)  # warms up caches, for both
     runs = take_turns(rounds, {"ours": lambda: worker.deliver(data), "rclone": lambda: peers.rclone_copy(place, route, data)})
+    print(f"    ours by stage: {worker.stages()}", flush=True)
     peer = peers.rclone_name()
     yield compare(f"{data.name}.wall.rclone", peer, walls(runs["ours"]), walls(runs["rclone"]))
     yield compare(f"{data.name}.cpu.rclone", peer, cpus(runs["ours"]), cpus(runs["rclone"]))
@@ -102,6 +103,7 @@ def _over_wan(place: Place, data: DataSet, rounds: int) -> Iterator[Figure]:
     else:
         print("    overlapped: not measured, this version cannot stage before the verdict", flush=True)
     runs = take_turns(rounds, sides)
+    print(f"    strict by stage: {strict.stages()}", flush=True)
     for way in ("strict", "overlapped"):
         if way in runs:
             peer = peers.rclone_name()

@@ -225,6 +225,15 @@ class WarmWorker:
             self.place.clear(name)
         return cost
 
+    def stages(self) -> str:
+        """How many seconds each stage of the last job took."""
+        assert self.last is not None
+        events = self.submissions.history(self.last.task_id)
+        times: dict[str, float] = {}
+        for event, following in itertools.pairwise(events):
+            times[event.stage] = times.get(event.stage, 0) + following.at - event.at
+        return ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in times.items())
+
     def submit(self, job_id: str, data: DataSet) -> Task:
         add_job(self.engine, job_id, data.sku, [Listed(key, datetime(2026, 11, 1, 10)) for key in data.keys])  # noqa: DTZ001
         (task,) = self.submissions.accept([NewJob(job_id, "bench", "bench")], batch_id=None, release=1)
