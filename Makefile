@@ -50,9 +50,11 @@ soak: $(READY) ## Deliver JOBS=500 small jobs while memory comes and goes (root;
 	@$(BIN)/python benchmarks/soak.py --jobs $(JOBS) --out soak.json
 
 bench: $(PEERS) servers ## Measure every figure beside its peer's: benchmarks/results.json, docs/performance.md (ONLY=package)
+	@scripts/servers.sh --bench
 	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
-profile: $(PEERS) ## Where the time of one delivery goes (DATA=package, many_small, one_huge)
+profile: $(PEERS) servers ## Where the time of one delivery goes (DATA=package, many_small, one_huge)
+	@scripts/servers.sh --bench
 	@$(BIN)/python benchmarks/profiling.py $(DATA)
 
 $(PEERS): $(READY) requirements-bench.txt
