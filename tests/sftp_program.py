@@ -10,6 +10,7 @@ The word in the file CONTROL says how:
     cut-after-publish the next rename out of staging is done, then the connection is cut before its answer
     refuse-publish    renames of a package out of staging fail
     no-continue       a file that exists is not opened for writing, unless it is emptied
+    in-order          a write that does not begin at the end of the file fails, as where files are objects in a store
     squat             somebody else makes the final folder just before the next rename out of staging
 """
 
@@ -52,6 +53,8 @@ class Files(asyncssh.SFTPServer):
                 raise asyncssh.SFTPFailure("Failure")
             if name == "cut-on-write":
                 self._cut()
+            if name == "in-order" and offset != os.fstat(file_obj.fileno()).st_size:  # type: ignore[attr-defined]
+                raise asyncssh.SFTPFailure("Failure")
         return super().write(file_obj, offset, data)  # type: ignore[return-value]
 
     def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-import asyncssh
 import pytest
 
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff
-from ncr_upload.adapters.sftp_dropoff.upload import BLOCKS_IN_FLIGHT, MAX_BLOCK_BYTES, WINDOW_BYTES, _send
+from ncr_upload.adapters.sftp_dropoff.upload import MAX_BLOCK_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Part, Upload
 from ncr_upload.application.ports import LocalFile, Staged
-from ncr_upload.domain.errors import DeliveryError, Unavailable
+from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
 from servers import SftpServer, start_asyncssh, start_sshd
 
@@ -221,44 +220,70 @@ async def test_a_server_that_will_not_continue_a_file_gets_it_anew(plain: SftpSe
     assert place.delivered() == {"S/large.blend": LARGE}
 
 
-class SlowFile:
-    """Acknowledges writes in any order, and never those it is told to withhold."""
+async def answered(_doing: str, request: Awaitable[object]) -> object:
+    return await request
 
-    def __init__(self, withheld: int | None) -> None:
+
+class SlowTrack:
+    """Acknowledges writes in any order, and never the one it is told to withhold; several may stand for several connections."""
+
+    acknowledged: ClassVar[set[int]] = set()
+
+    def __init__(self, withheld: int | None, window_bytes: int) -> None:
         self.withheld = withheld
+        self.window_bytes = window_bytes
+        self.turn = asyncio.Lock()
+        self.remote: Any = SimpleNamespace(ask=answered, channel=None)
         self.size = 0
-        self.acknowledged: set[int] = set()
 
-    async def write(self, block: bytes, offset: int) -> int:
+    def block_bytes(self, most: int) -> int:
+        return most
+
+    async def have_room(self, _: int) -> None:
+        await asyncio.sleep(0)
+
+    def write(self, _file: object, block: memoryview, offset: int) -> asyncio.Future[int]:
+        lowest = min(set(range(0, offset + len(block), MAX_BLOCK_BYTES)) - self.acknowledged)
+        assert offset + len(block) - lowest <= self.window_bytes, "beyond the window: a part of this size could have a hole"
         self.size = max(self.size, offset + len(block))
-        lowest = min(set(range(0, self.size, MAX_BLOCK_BYTES)) - self.acknowledged)
-        assert self.size - lowest <= WINDOW_BYTES, "beyond the window: a part of this size could have a hole"
-        for _ in range(random.randrange(20)):
-            await asyncio.sleep(0)
-        if offset == self.withheld:
-            await asyncio.Event().wait()
+        answer = asyncio.get_running_loop().create_future()
+        if offset != self.withheld:
+            asyncio.get_running_loop().call_later(random.random() / 100, self.acknowledge, answer, offset)
+        return answer
+
+    def acknowledge(self, answer: asyncio.Future[int], offset: int) -> None:
         self.acknowledged.add(offset)
-        return len(block)
+        answer.set_result(0)
+
+    def heard(self, answer: asyncio.Future[int], _: int) -> None:
+        answer.result()
 
 
+@pytest.mark.parametrize("tracks", [1, 4])
 @pytest.mark.parametrize("withheld", [None, 0, 5 * MAX_BLOCK_BYTES])
+@pytest.mark.parametrize("window_bytes", [WINDOW_BYTES, WIDE_WINDOW_BYTES])
 async def test_no_write_goes_out_further_than_the_window_beyond_what_was_acknowledged(
-    tmp_path: Path, withheld: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracks: int, withheld: int | None, window_bytes: int
 ) -> None:
-    def class_of(error: BaseException, doing: str) -> DeliveryError:
-        return Unavailable("sftp_unreachable", f"{error!r} while it was to {doing}", "")
+    class OpenFile:
+        async def close(self) -> None: ...
 
-    source = tmp_path / "source"
-    source.write_bytes(LARGE)
-    limits = SimpleNamespace(limits=asyncssh.sftp.SFTPLimits(0, 0, 0, 0))
-    remote: Any = SimpleNamespace(channel=limits, timeout_seconds=1, class_of=class_of)
-    file: Any = SlowFile(withheld)
-    with source.open("rb") as opened:
-        sending = _send(remote, opened, file, 0, "write", lambda _: None)
-        if withheld is None:
-            await sending
-            assert len(file.acknowledged) == len(LARGE) // MAX_BLOCK_BYTES
-        else:
-            with pytest.raises(Unavailable):
-                await sending
-            assert file.size == withheld + BLOCKS_IN_FLIGHT * MAX_BLOCK_BYTES
+    async def opened(*_: object) -> tuple[OpenFile, int]:
+        return OpenFile(), 0
+
+    monkeypatch.setattr("ncr_upload.adapters.sftp_dropoff.upload.open_part", opened)
+    monkeypatch.setattr("ncr_upload.adapters.sftp_dropoff.upload._open", lambda *_: asyncio.sleep(0, OpenFile()))
+    SlowTrack.acknowledged.clear()
+    (local,) = write_package(tmp_path / "files", {"S/large.blend": LARGE})
+    told: list[int] = []
+    upload = Upload(Part(local, "parts/large", None, window_bytes), told.append)
+    slow = [SlowTrack(withheld, window_bytes) for _ in range(tracks)]
+    sending = asyncio.gather(*(upload.send(track) for track in slow))  # type: ignore[arg-type]
+    if withheld is None:
+        assert sum(await sending) == 1
+        await upload.finish()
+        assert sum(told) == len(LARGE) == MAX_BLOCK_BYTES * len(SlowTrack.acknowledged)
+    else:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sending, 1)
+        assert max(track.size for track in slow) == min(withheld + window_bytes, len(LARGE))

@@ -100,7 +100,8 @@ class Settings(BaseSettings):
     )
     sftp_known_hosts: Path | None = Field(None, description="An OpenSSH known_hosts file, instead of SFTP_HOST_KEY.")
     sftp_base_dir: str = "/"
-    sftp_channels: int = Field(4, ge=1, le=16, description="Files uploaded at once over one connection.")
+    sftp_connections: int = Field(4, ge=1, le=16, description="SSH connections of one job, where the server is far enough.")
+    sftp_channels: int = Field(4, ge=1, le=16, description="Channels in each connection.")
     sftp_timeout_seconds: float = Field(30, gt=0)
 
     stage_before_verdict: bool = Field(

@@ -16,14 +16,15 @@ import asyncio
 import posixpath
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
 
-from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connected
+from ncr_upload.adapters.sftp_dropoff.channels import Channels
+from ncr_upload.adapters.sftp_dropoff.login import SftpLogin
 from ncr_upload.adapters.sftp_dropoff.package import STAGING, StagedPackage, check_relative
-from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, Remote, disk_full
+from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, disk_full
 from ncr_upload.application.ports import Leftover, LocalFile, OnBytes, Staged
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Unavailable
 
@@ -34,11 +35,19 @@ _FOLDER = re.compile(r"(?P<task>.+)-(?P<fence>\d+)(?P<state>\.new|\.gone)?")
 
 
 class SftpDropoff:
-    """`channels` files or more are uploaded at once over one connection; `timeout_seconds` bounds each wait for an answer."""
+    """A session uses up to `connections`, each with up to `channels`; `timeout_seconds` bounds each wait for an answer."""
 
-    def __init__(self, login: SftpLogin, base_dir: str = "/", channels: int = 4, timeout_seconds: float = 30) -> None:
+    def __init__(
+        self,
+        login: SftpLogin,
+        base_dir: str = "/",
+        channels: int = 4,
+        timeout_seconds: float = 30,
+        connections: int = 4,
+    ) -> None:
         self._login = login
         self._base = posixpath.normpath(base_dir) if base_dir else "."
+        self._connections = connections
         self._channels = channels
         self._timeout_seconds = timeout_seconds
 
@@ -48,9 +57,12 @@ class SftpDropoff:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[SftpSession]:
-        async with connected(self._login, self._timeout_seconds) as connection:
-            first = await _open_channel(connection, self._login.address, self._timeout_seconds)
-            yield SftpSession(connection, first, self._base, self._channels)
+        channels = Channels(self._login, self._timeout_seconds, self._connections, self._channels)
+        try:
+            await channels.start()
+            yield SftpSession(channels, self._base)
+        finally:
+            await channels.close()
 
     async def probe(self) -> tuple[str, ...]:
         """Probe as a session does; the extensions the server offers."""
@@ -60,13 +72,13 @@ class SftpDropoff:
 
 
 class SftpSession:
-    """A logged-in connection. Nothing outside STAGING is ever removed."""
+    """Logged in. Nothing outside STAGING is ever removed."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, first: Remote, base: str, channels: int) -> None:
-        self._connection = connection
-        self._remote = first
-        self._base = base
+    def __init__(self, channels: Channels, base: str) -> None:
         self._channels = channels
+        self._remote = channels.first
+        self._base = base
+        self._fresh: set[str] = set()  # folders that this session has made, and staged nothing into
 
     # --- probing ------------------------------------------------------------------------------------------------
 
@@ -97,16 +109,16 @@ class SftpSession:
             await self._adopt(task_id, fence)
 
     async def _adopt(self, task_id: str, fence: int) -> None:
-        await self._remote.make_folders(posixpath.join(self._base, STAGING))
         # The second look is for an attempt that came in between: whichever of two made its folder last sees the other's.
         for _ in range(2):
-            fences = await self._fences(task_id)
+            staged = await self._staged(make=True)
+            fences = _fences(task_id, staged)
             if any(other > fence for other in fences):
                 if fence in fences:
                     await self._remove(_name(task_id, fence))
                 raise LeaseLost(task_id, fence)
             if fence not in fences:
-                await self._take(task_id, fence, max(fences, default=None))
+                await self._take(task_id, fence, max(fences, default=None), staged)
                 continue
             for older in fences:
                 if older < fence:
@@ -162,17 +174,21 @@ class SftpSession:
                 changed += [attrs.mtime or 0 for attrs in (await self._remote.entries(folder)).values()]
         return max(0.0, now - max(changed)) if max(changed) else 0.0
 
-    async def _take(self, task_id: str, fence: int, older: int | None) -> None:
-        own = self._path(_name(task_id, fence))
+    async def _take(self, task_id: str, fence: int, older: int | None, staged: Iterable[str]) -> None:
+        name = _name(task_id, fence)
+        own = self._path(name)
         if older is not None:
             await self._remote.rename(self._path(_name(task_id, older)), own)
             await self._put_back_unpublished(own)
             return
         new = own + ".new"
-        await self._remote.remove_tree(new)
-        for folder in (new, *(posixpath.join(new, name) for name in ("package", "previous", "parts"))):
-            await self._remote.make_folder(folder)
+        if f"{name}.new" in staged:
+            await self._remote.remove_tree(new)
+        await self._remote.make_folder(new)
+        inner = (posixpath.join(new, each) for each in ("package", "previous", "parts"))
+        await asyncio.gather(*(self._remote.make_folder(folder) for folder in inner))
         await self._remote.rename(new, own)
+        self._fresh.add(name)
 
     async def _remove(self, name: str) -> None:
         """Take a staging folder away from whoever uses it, put back what it had set aside, and remove it."""
@@ -210,15 +226,14 @@ class SftpSession:
             if not await self._remote.exists(final):
                 await self._remote.rename(posixpath.join(previous, job_id), final)
 
-    async def _staged(self) -> dict[str, asyncssh.SFTPAttrs]:
+    async def _staged(self, make: bool = False) -> dict[str, asyncssh.SFTPAttrs]:
+        staging = posixpath.join(self._base, STAGING)
         try:
-            return await self._remote.entries(posixpath.join(self._base, STAGING))
+            return await self._remote.entries(staging)
         except Missing:
+            if make:
+                await self._remote.make_folders(staging)
             return {}
-
-    async def _fences(self, task_id: str) -> list[int]:
-        found = (_FOLDER.fullmatch(name) for name in await self._staged())
-        return [int(each["fence"]) for each in found if each and each["task"] == task_id and not each["state"]]
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._base, STAGING, name)
@@ -229,10 +244,14 @@ class SftpSession:
         check_relative(job_id, one_segment=True)
         own = self._path(_name(task_id, fence))
         final, aside = posixpath.join(self._base, job_id), posixpath.join(own, "previous", job_id)
-        if await self.is_published(task_id, fence):
+        staged, replaces, blocked = await asyncio.gather(
+            *(self._remote.exists(path) for path in (posixpath.join(own, "package"), final, aside))
+        )
+        if not staged and await self.is_published(task_id, fence):
             return
-        if await self._remote.exists(final):
-            await self._remote.remove_tree(aside)
+        if replaces:
+            if blocked:
+                await self._remote.remove_tree(aside)
             await self._remote.rename(final, aside)
             between()
         try:
@@ -252,21 +271,18 @@ class SftpSession:
 
     async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
         """On a full disk nothing stays staged: of several jobs that wait for room, one at least shall find it."""
-        package = StagedPackage(self._channel_at, self._channels, self._path(_name(task_id, fence)), on_bytes)
+        name = _name(task_id, fence)
+        package = StagedPackage(self._channels, self._path(name), on_bytes)
+        fresh = name in self._fresh
+        self._fresh.discard(name)
         try:
             async with self._full_disk_told():
-                return await package.stage(files)
+                return await package.stage(files, fresh)
         except DestinationParked as failure:
             if failure.code == DISK_FULL:
                 with suppress(Unavailable, DestinationParked):
-                    await self._remove(_name(task_id, fence))
+                    await self._remove(name)
             raise
-
-    async def _channel_at(self, number: int) -> Remote:
-        """Channel 0 is always there; another is opened, or refused as `Unavailable`."""
-        if number == 0:
-            return self._remote
-        return await _open_channel(self._connection, self._remote.address, self._remote.timeout_seconds)
 
     @asynccontextmanager
     async def _full_disk_told(self) -> AsyncIterator[None]:
@@ -280,20 +296,13 @@ class SftpSession:
             raise disk_full(failure.message, f"{free.size} bytes and {free.files} files are free") from None
 
 
-async def _open_channel(connection: asyncssh.SSHClientConnection, address: str, timeout_seconds: float) -> Remote:
-    try:
-        channel = await asyncio.wait_for(connection.start_sftp_client(), timeout_seconds)
-    except (asyncssh.Error, OSError) as error:
-        raise Unavailable(
-            "sftp_unreachable",
-            f"{address} let the login in but offered no SFTP ({type(error).__name__})",
-            "It is tried again; ask the partner whether SFTP is allowed for this login.",
-        ) from None
-    return Remote(channel, address, timeout_seconds)
-
-
 def _is_ours(name: str) -> bool:
     return name.startswith(PROBE) or _FOLDER.fullmatch(name) is not None
+
+
+def _fences(task_id: str, staged: Iterable[str]) -> list[int]:
+    found = (_FOLDER.fullmatch(name) for name in staged)
+    return [int(each["fence"]) for each in found if each and each["task"] == task_id and not each["state"]]
 
 
 def _name(task_id: str, fence: int) -> str:

@@ -41,21 +41,16 @@ class SftpLogin:
         return f"{self.host}:{self.port}"
 
 
-@asynccontextmanager
-async def connected(login: SftpLogin, timeout_seconds: float) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """A connection that is logged in. Raises `DestinationParked` (host key, login, settings) or `Unavailable`."""
-    connection = await _connect(login, timeout_seconds)
+async def disconnect(connection: asyncssh.SSHClientConnection) -> None:
+    connection.close()
     try:
-        yield connection
-    finally:
-        connection.close()
-        try:
-            await asyncio.wait_for(connection.wait_closed(), CLOSE_SECONDS)
-        except (TimeoutError, OSError, asyncssh.Error):
-            connection.abort()
+        await asyncio.wait_for(connection.wait_closed(), CLOSE_SECONDS)
+    except (TimeoutError, OSError, asyncssh.Error):
+        connection.abort()
 
 
-async def _connect(login: SftpLogin, timeout_seconds: float) -> asyncssh.SSHClientConnection:
+async def connect(login: SftpLogin, timeout_seconds: float) -> asyncssh.SSHClientConnection:
+    """A connection that is logged in. Raises `DestinationParked` (host key, login, settings) or `Unavailable`."""
     _check_set(login)
     watch = _HostKeyWatch()
     pins = await asyncio.to_thread(_load_pins, login)

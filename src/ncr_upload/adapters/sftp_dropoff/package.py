@@ -6,67 +6,68 @@ import asyncio
 import heapq
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 
+from ncr_upload.adapters.sftp_dropoff.channels import Channels, Place
 from ncr_upload.adapters.sftp_dropoff.manifest import Manifest
-from ncr_upload.adapters.sftp_dropoff.remote import Remote, Tree
-from ncr_upload.adapters.sftp_dropoff.upload import upload_part
+from ncr_upload.adapters.sftp_dropoff.remote import Failed, Tree
+from ncr_upload.adapters.sftp_dropoff.track import ALL_BYTES, LINK_BYTES, Flow, Signal, Track
+from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Part, Upload
 from ncr_upload.application.ports import LocalFile, OnBytes, Staged
 from ncr_upload.domain.errors import Rejected, Unavailable
 
 STAGING = ".ncr-staging"
-FILES_PER_CHANNEL = 2
+WIDE = ".wide"
+"""Ends the names of parts that are written with the wide window."""
+BYTES_PER_CONNECTION = 8 * 1024 * 1024
+"""So much must wait for a further connection to be worth its round trips."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A file on its way, and how many bytes of it an earlier attempt has left there; None if it left nothing."""
-
-    local: LocalFile
-    path: str
-    bytes: int | None
+FAR_SECONDS = 0.004
+"""A server that takes less to answer is near: one connection to it goes as fast as this process can encrypt."""
 
 
 class _Queue:
-    """Files that wait to be sent, the largest first, so that no channel is left alone with a large one at the end."""
+    """Uploads that wait for a track, the largest first, so that none is left alone with a large one at the end."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, _Part]] = []
+        self._heap: list[tuple[int, int, Upload]] = []
         self._added = 0
         self._closed = False
-        self._changed = asyncio.Condition()
+        self._changed = Signal()
+        self.bytes = 0
 
-    async def put(self, part: _Part) -> None:
+    def put(self, upload: Upload) -> None:
         self._added += 1
-        heapq.heappush(self._heap, (-part.local.file.size, self._added, part))
-        async with self._changed:
-            self._changed.notify()
+        heapq.heappush(self._heap, (-upload.size, self._added, upload))
+        self.bytes += upload.size
+        self._changed.fire()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._closed = True
-        async with self._changed:
-            self._changed.notify_all()
+        self._changed.fire()
 
-    async def wait(self) -> None:
-        """Until something waits, or nothing will any more."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._heap or self._closed)
-
-    async def take(self) -> _Part | None:
-        """None once nothing waits and nothing will."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._heap or self._closed)
-            return heapq.heappop(self._heap)[2] if self._heap else None
+    async def take(self) -> Upload | None:
+        """None once nothing waits and nothing will. A wide one stays until all of it is sent, for others to take too."""
+        while True:
+            if not self._heap:
+                if self._closed:
+                    return None
+                await self._changed.wait()
+            elif (upload := self._heap[0][2]).is_wide and not upload.is_sent:
+                return upload
+            else:
+                heapq.heappop(self._heap)
+                self.bytes -= upload.size
+                if not upload.is_wide:
+                    return upload
 
 
 class StagedPackage:
-    """What is staged, and how it becomes the package that is wanted. `channel_at` opens the channel of a number; one that
-    is refused is done without, but for number 0, which must be there."""
+    """What is staged, and how it becomes the package that is wanted."""
 
-    def __init__(self, channel_at: Callable[[int], Awaitable[Remote]], channels: int, own: str, on_bytes: OnBytes) -> None:
-        self._channel_at = channel_at
+    def __init__(self, channels: Channels, own: str, on_bytes: OnBytes) -> None:
         self._channels = channels
+        self._remote = channels.first
         self._own = own
         self._package = posixpath.join(own, "package")
         self._on_bytes = on_bytes
@@ -74,32 +75,42 @@ class StagedPackage:
         self._there = Tree({}, [])
         self._parts: dict[str, int] = {}
         self._copies = Counter[str]()
-        self._made: set[str] = set()
+        self._made: set[str] = {""}
         self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._manifest = Manifest(self._remote, own, {})
         self._queue = _Queue()
+        self._tracks: set[Place] = set()
+        self._uploads: list[Upload] = []
+        self._flow = Flow(ALL_BYTES)
+        self._links: defaultdict[int, Flow] = defaultdict(lambda: Flow(LINK_BYTES))
+        self._started = False
         self._kept_files = 0
         self._kept_bytes = 0
 
-    async def stage(self, files: AsyncIterator[LocalFile]) -> Staged:
-        """The first failure, of a file's arrival too, stops the rest and is raised."""
-        self._remote = await self._channel_at(0)
-        await self._look()
+    async def stage(self, files: AsyncIterator[LocalFile], fresh: bool) -> Staged:
+        """The first failure, of a file's arrival too, stops the rest and is raised. Nothing is there yet when it is `fresh`."""
+        if not fresh:
+            await self._look()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._receive(files, group))
-                for number in range(self._channels):
-                    group.create_task(self._use_channel(number, group))
+                receiving = group.create_task(self._receive(files, group))
+                group.create_task(self._start_tracks(group, receiving))
         except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+            raise _first(failures) from None
+        finally:
+            for upload in self._uploads:
+                upload.close()
         await self._verify()
         return Staged(self._kept_files, self._kept_bytes)
 
     async def _look(self) -> None:
         """What an earlier attempt has left."""
-        self._there = await self._remote.tree(self._package)
+        self._there, self._manifest, parts = await asyncio.gather(
+            self._remote.tree(self._package),
+            Manifest.read(self._remote, self._own),
+            self._remote.entries(posixpath.join(self._own, "parts")),
+        )
         self._made = {"", *self._there.folders}
-        self._manifest = await Manifest.read(self._remote, self._own)
-        parts = await self._remote.entries(posixpath.join(self._own, "parts"))
         self._parts = {name: attrs.size or 0 for name, attrs in parts.items()}
 
     # --- what is wanted -----------------------------------------------------------------------------------------
@@ -118,10 +129,12 @@ class StagedPackage:
             await self._remove_obstacles(target)
             self._manifest.note(target, local.file.sha256)
             group.create_task(self._make_folder(posixpath.dirname(target)))
-            await self._queue.put(self._part_of(local))
+            self._queue.put(self._upload_of(local))
+            self._add_tracks(group)
         group.create_task(self._manifest.complete())
-        await self._queue.close()
-        await self._remove_unwanted()
+        self._queue.close()
+        parts = [posixpath.join(self._own, "parts", name) for name in self._parts]
+        group.create_task(self._remote.remove_files(parts))
 
     def _is_whole(self, local: LocalFile) -> bool:
         target = local.file.target
@@ -138,12 +151,6 @@ class StagedPackage:
             folders = [path for path in self._there.folders if path == target or path.startswith(below)]
         await self._remove(files, folders)
 
-    async def _remove_unwanted(self) -> None:
-        needed = {folder for target in self._wanted for folder in _parents(target)}
-        await self._remove(list(self._there.files), [path for path in self._there.folders if path not in needed])
-        folder = posixpath.join(self._own, "parts")
-        await self._remote.remove_files(posixpath.join(folder, name) for name in self._parts)
-
     async def _remove(self, files: list[str], folders: list[str]) -> None:
         await self._remote.remove_files(posixpath.join(self._package, path) for path in files)
         await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
@@ -153,39 +160,89 @@ class StagedPackage:
             self._there.folders.remove(path)
             self._made.discard(path)
 
-    def _part_of(self, local: LocalFile) -> _Part:
+    def _upload_of(self, local: LocalFile) -> Upload:
         """Which of several files with the same content takes which of their parts makes no difference."""
-        sha256 = local.file.sha256
+        sha256, wide = local.file.sha256, local.file.size >= SPLIT_BYTES
         copy = self._copies[sha256]
         self._copies[sha256] += 1
-        name = f"{sha256}-{copy}" if copy else sha256
-        return _Part(local, posixpath.join(self._own, "parts", name), self._parts.pop(name, None))
+        name = (f"{sha256}-{copy}" if copy else sha256) + (WIDE if wide else "")
+        path = posixpath.join(self._own, "parts", name)
+        part = Part(local, path, self._parts.pop(name, None), WIDE_WINDOW_BYTES if wide else WINDOW_BYTES)
+        self._uploads.append(Upload(part, self._on_bytes))
+        return self._uploads[-1]
 
     # --- on the way ---------------------------------------------------------------------------------------------
 
-    async def _use_channel(self, number: int, group: asyncio.TaskGroup) -> None:
-        """Open the channel once there is more to send than the others have taken."""
-        await self._queue.wait()
-        try:
-            remote = await self._channel_at(number)
-        except Unavailable:
-            if number == 0:
-                raise
+    async def _start_tracks(self, group: asyncio.TaskGroup, receiving: asyncio.Task[None]) -> None:
+        """If all files came at once, and the server is near, the manifest goes first: it would wait behind their bytes."""
+        if receiving.done() and self._remote.round_trip_seconds < FAR_SECONDS:
+            await self._manifest.complete()
+        self._started = True
+        self._add_tracks(group)
+
+    def _add_tracks(self, group: asyncio.TaskGroup) -> None:
+        """Further channels and connections, as soon as enough waits for them."""
+        if not self._started:
             return
-        for _ in range(FILES_PER_CHANNEL):
-            group.create_task(self._send(remote))
+        connections = plan_connections(self._queue.bytes, self._remote.round_trip_seconds)
+        for place in self._channels.places(connections):
+            if place not in self._tracks:
+                self._tracks.add(place)
+                group.create_task(self._use_track(place))
 
-    async def _send(self, remote: Remote) -> None:
-        while part := await self._queue.take():
-            kept_bytes = await upload_part(remote, part.path, part.bytes, part.local, self._on_bytes)
-            self._kept_bytes += kept_bytes
-            await self._place(part)
+    async def _use_track(self, place: Place) -> None:
+        remote = await self._channels.open(place)
+        if remote is None:
+            return
+        track = Track(remote, self._links[place[0]], self._flow, self._channels.files_at_once)
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(track.watch())
+            async with asyncio.TaskGroup() as sending:
+                await self._work(track, sending)
+            watch.cancel()
 
-    async def _place(self, part: _Part) -> None:
-        target = part.local.file.target
+    async def _work(self, track: Track, sending: asyncio.TaskGroup) -> None:
+        """A small file is sent beside others, a large one by every track that comes by, and then by no other way."""
+        while True:
+            await track.have_room_for_a_file()
+            upload = await self._queue.take()
+            if upload is None:
+                return
+            if upload.is_wide:
+                if await upload.send(track):
+                    sending.create_task(self._finish(track, upload))
+            else:
+                track.take(upload.size)
+                sending.create_task(self._send_small(track, upload))
+
+    async def _send_small(self, track: Track, upload: Upload) -> None:
+        await upload.send(track)
+        await upload.finish()
+        track.give_back(upload.size)
+        await self._place(upload)
+
+    async def _finish(self, track: Track, upload: Upload) -> None:
+        """A server that refuses writes through several connections gets the file again, through one."""
+        try:
+            await upload.finish()
+        except Failed:
+            if not upload.was_joined:
+                raise
+            await track.remote.remove_files([upload.part.path])
+            self._on_bytes(-upload.told_bytes)
+            path = upload.part.path.removesuffix(WIDE)
+            upload = Upload(Part(upload.part.local, path, 0), self._on_bytes)
+            self._uploads.append(upload)
+            await upload.send(track)
+            await upload.finish()
+        await self._place(upload)
+
+    async def _place(self, upload: Upload) -> None:
+        self._kept_bytes += upload.kept_bytes
+        target = upload.part.local.file.target
         await self._manifest.cover(target)
         await self._make_folder(posixpath.dirname(target))
-        await self._remote.rename(part.path, posixpath.join(self._package, target))
+        await self._remote.rename(upload.part.path, posixpath.join(self._package, target))
 
     async def _make_folder(self, folder: str) -> None:
         """`package` itself must be there: a stale attempt must not bring its taken folder back to life."""
@@ -198,18 +255,34 @@ class StagedPackage:
                 self._made.add(folder)
 
     async def _verify(self) -> None:
-        """Every size; nothing else is there."""
-        found = (await self._remote.tree(self._package)).files
+        """Remove what does not belong there; then every size."""
+        tree = await self._remote.tree(self._package, self._made)
+        needed = {folder for target in self._wanted for folder in _parents(target)}
+        unwanted = [path for path in tree.files if path not in self._wanted]
+        await self._remote.remove_files(posixpath.join(self._package, path) for path in unwanted)
+        folders = [path for path in tree.folders if path not in needed]
+        await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
         wanted = {target: local.file.size for target, local in self._wanted.items()}
-        differing = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
+        differing = sorted(path for path, size in wanted.items() if tree.files.get(path) != size)
         if differing:
             first = differing[0]
             raise Unavailable(
                 "staged_differs",
                 f"{self._remote.address}: {first} (of {len(differing)} such) was staged with "
-                f"{found.get(first)} bytes, not {wanted.get(first)}",
+                f"{tree.files.get(first)} bytes, not {wanted[first]}",
                 "It is uploaded again.",
             )
+
+
+def plan_connections(waiting_bytes: int, round_trip_seconds: float) -> int:
+    """How many connections are worth opening for what waits."""
+    return 1 if round_trip_seconds < FAR_SECONDS else 1 + waiting_bytes // BYTES_PER_CONNECTION
+
+
+def _first(failures: ExceptionGroup[Exception]) -> Exception:
+    """The first failure of all, however deep it is."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first
 
 
 def _parents(target: str) -> list[str]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import posixpath
 import re
+import time
+from collections import defaultdict
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import asyncssh
@@ -51,10 +56,15 @@ class Remote:
         self.channel = channel
         self.address = address
         self.timeout_seconds = timeout_seconds
+        self.round_trip_seconds = math.inf
+        self._closing: set[asyncio.Task[Any]] = set()
 
     async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+        asked = time.monotonic()
         try:
-            return await _answer_within(self.timeout_seconds, request)
+            answer = await _answer_within(self.timeout_seconds, request)
+            self.round_trip_seconds = min(self.round_trip_seconds, time.monotonic() - asked)
+            return answer
         except (asyncssh.Error, OSError) as error:
             raise self.class_of(error, doing) from None
 
@@ -96,13 +106,35 @@ class Remote:
 
     async def entries(self, path: str) -> dict[str, asyncssh.SFTPAttrs]:
         """What is in a folder, by name."""
-        found = await self.ask(f"list {path}", self.channel.readdir(path))
-        names = {str(entry.filename): entry.attrs for entry in found if entry.filename not in (".", "..")}
+        found = await self.ask(f"list {path}", self._read_folder(path))
+        names = {name: attrs for name, attrs in found if name not in (".", "..")}
         if any("/" in name or "\0" in name for name in names):
             raise Failed(
                 "sftp_failure", f"{self.address} lists names with '/' in {path}", "Ask the partner to look at their server."
             )
         return names
+
+    async def _read_folder(self, path: str) -> list[tuple[str, asyncssh.SFTPAttrs]]:
+        """As asyncssh reads it, but that nobody waits for the handle to be closed."""
+        handler = self.channel._handler
+        handle = await handler.opendir(self.channel.compose_path(path))
+        found = []
+        at_end = False
+        try:
+            while not at_end:
+                names, at_end = await handler.readdir(handle)
+                found += [(self._text(entry.filename), entry.attrs) for entry in names]
+        except asyncssh.SFTPEOFError:
+            pass
+        finally:
+            closing = asyncio.create_task(handler.close(handle))
+            closing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return found
+
+    def _text(self, name: bytes | str) -> str:
+        return name if isinstance(name, str) else str(self.channel.decode(name))
 
     async def rename(self, old: str, new: str) -> None:
         """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
@@ -144,36 +176,50 @@ class Remote:
             await self.make_folders(posixpath.dirname(path))
             await self.make_folder(path)
 
-    async def tree(self, top: str) -> Tree:
-        """Links count as files and are not followed. A missing folder is an empty one."""
+    async def tree(self, top: str, expected: Iterable[str] = ()) -> Tree:
+        """Links count as files and are not followed. A missing folder is an empty one. Folders that are `expected` are listed
+        at once with the top, instead of after their parents."""
         tree = Tree({}, [])
-        waiting = [""]
+        waiting = {"", *expected}
+        seen = set(waiting)
         while waiting:
-            folder = waiting.pop()
-            try:
-                entries = await self.entries(posixpath.join(top, folder) if folder else top)
-            except Missing:
-                continue
-            for name, attrs in entries.items():
-                path = posixpath.join(folder, name)
-                if attrs.type == FILEXFER_TYPE_DIRECTORY:
-                    tree.folders.append(path)
-                    waiting.append(path)
-                else:
-                    tree.files[path] = attrs.size or 0
+            waiting = await self._look_into(top, waiting, tree) - seen
+            seen |= waiting
         tree.folders.sort(key=lambda path: path.count("/"))
         return tree
 
+    async def _look_into(self, top: str, folders: Iterable[str], tree: Tree) -> set[str]:
+        """Add what is in these folders to the tree; the folders that are in them."""
+        found: set[str] = set()
+
+        async def look(folder: str) -> None:
+            with suppress(Missing):
+                for name, attrs in (await self.entries(posixpath.join(top, folder) if folder else top)).items():
+                    path = posixpath.join(folder, name)
+                    if attrs.type == FILEXFER_TYPE_DIRECTORY:
+                        found.add(path)
+                    else:
+                        tree.files[path] = attrs.size or 0
+
+        await at_most(MAX_REQUESTS, (look(folder) for folder in folders))
+        tree.folders.extend(found)
+        return found
+
     async def remove_files(self, paths: Iterable[str]) -> None:
+        """They may be missing."""
         await at_most(MAX_REQUESTS, (self._remove(path) for path in paths))
 
     async def remove_folders(self, paths: Iterable[str]) -> None:
-        """Remove empty folders, given from the top down."""
-        for path in reversed(list(paths)):
-            try:
-                await self.ask(f"remove {path}", self.channel.rmdir(path))
-            except Missing:
-                continue
+        """Remove folders that are empty but for each other."""
+        levels: defaultdict[int, list[str]] = defaultdict(list)
+        for path in paths:
+            levels[path.count("/")].append(path)
+        for _, level in sorted(levels.items(), reverse=True):
+            await at_most(MAX_REQUESTS, (self._remove_folder(path) for path in level))
+
+    async def _remove_folder(self, path: str) -> None:
+        with suppress(Missing):
+            await self.ask(f"remove {path}", self.channel.rmdir(path))
 
     async def remove_tree(self, top: str) -> None:
         """Remove a folder and all below it; it may be missing. A file that was being made there meanwhile is found again."""
@@ -234,13 +280,14 @@ async def at_most(count: int, jobs: Iterable[Coroutine[Any, Any, None]]) -> None
     """Run the jobs, `count` at a time, each made when its turn comes. The first failure stops the rest and is raised."""
     waiting = iter(jobs)
 
-    async def work() -> None:
-        for job in waiting:
-            await job
+    async def work(job: Coroutine[Any, Any, None]) -> None:
+        await job
+        for following in waiting:
+            await following
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(work())
+            for job in islice(waiting, count):
+                group.create_task(work(job))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None

@@ -1,72 +1,243 @@
 """Sending one file, so that the next attempt can go on where this one was cut off.
 
-A write is only sent while it ends less than WINDOW_BYTES beyond the first byte that the server has not acknowledged. So of a
-part that is n bytes long, everything below n − WINDOW_BYTES was acknowledged, however it ended and whoever wrote it.
+A write is only sent while it ends less than a window beyond the first byte that the server has not acknowledged. So of a
+part that is n bytes long, everything below n − window was acknowledged, however it ended and whoever wrote it. That holds for
+writes through several connections too: what counts is the lowest byte that none of them has seen acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
-from typing import BinaryIO
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.remote import Failed, Missing, Remote
+from ncr_upload.adapters.sftp_dropoff.track import Signal, Track
 from ncr_upload.application.ports import LocalFile, OnBytes
-from ncr_upload.domain.errors import DestinationParked, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
 MAX_BLOCK_BYTES = 256 * 1024
-BLOCKS_IN_FLIGHT = 8
-WINDOW_BYTES = BLOCKS_IN_FLIGHT * MAX_BLOCK_BYTES
-"""May grow only under another name for parts: those of the version before would be trusted too far."""
+WINDOW_BYTES = 2 * 1024 * 1024
+WIDE_WINDOW_BYTES = 8 * 1024 * 1024
+"""Each may grow only under another name for parts: those of the version before would be trusted too far."""
+
+SPLIT_BYTES = 32 * 1024 * 1024
+"""Files at least this large are sent through several connections at once, with the wide window."""
 
 PROOF_BYTES = 64 * 1024
 """So much below the point where a part is continued is read back and compared."""
 
+AHEAD_BYTES = 1024 * 1024
+"""Read from the disk in one go."""
 
-async def upload_part(remote: Remote, part: str, part_bytes: int | None, local: LocalFile, on_bytes: OnBytes) -> int:
-    """Upload as `part`, of which `part_bytes` are there already (None: there is no such part). Returns how many bytes were not
-    sent again."""
-    doing = f"write {local.file.target}"
-    with await asyncio.to_thread(local.path.open, "rb") as source:
-        file, offset = await _open_part(remote, part, part_bytes, local.file.size, source, doing)
-        on_bytes(offset)
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file on its way, and how many bytes of it an earlier attempt has left there; None if it left nothing."""
+
+    local: LocalFile
+    path: str
+    bytes: int | None
+    window_bytes: int = WINDOW_BYTES
+
+
+class Upload:
+    """A part that is being sent, through one track or several."""
+
+    def __init__(self, part: Part, on_bytes: OnBytes) -> None:
+        self.part = part
+        self.kept_bytes = 0
+        self.told_bytes = 0
+        self._tracks = 0
+        self._on_bytes = on_bytes
+        self._doing = f"write {part.local.file.target}"
+        self._files: list[tuple[Remote, asyncssh.SFTPClientFile]] = []
+        self._begun = asyncio.Event()
+        self._ended = False
+        self._source = _Source(part.local.path)
+        self._offset = 0
+        self._reading = asyncio.Lock()
+        self._unheard: dict[int, int] = {}  # where each write begins, and its bytes; the first one in here is the lowest
+        self._heard = Signal()
+        self._failure: DeliveryError | None = None
+
+    @property
+    def size(self) -> int:
+        return self.part.local.file.size
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether several tracks may send it."""
+        return self.part.window_bytes == WIDE_WINDOW_BYTES
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the last byte is on its way."""
+        return self._ended or self._offset >= self.size
+
+    @property
+    def was_joined(self) -> bool:
+        return len(self._files) > 1
+
+    async def send(self, track: Track) -> bool:
+        """Send through this track until nothing is left to send; whether this track began it, and is to `finish` it."""
+        self._tracks += 1
+        began = self._tracks == 1
+        file = await (self._begin(track.remote) if began else self._join(track.remote))
+        if file is not None:
+            async with track.turn:
+                await self._pump(track, file)
+        return began
+
+    async def finish(self) -> None:
+        """Until all of it is acknowledged. A failure is raised, after a part that cannot be continued was removed."""
         try:
-            await _send(remote, source, file, offset, doing, on_bytes)
-            await remote.ask(doing, file.close())  # on a failure the end of the session closes it
+            while self._unheard and self._failure is None:
+                await self._heard.wait()
+            self._ended = True
+            if self._failure is not None:
+                raise self._failure
+            for remote, file in self._files:
+                await remote.ask(self._doing, file.close())  # on a failure the end of the session closes it
         except Failed:
-            if offset:  # a server that cannot continue a file would fail for ever
+            if self.kept_bytes:  # a server that cannot continue a file would fail for ever
                 with suppress(Unavailable, DestinationParked):
-                    await remote.remove_files([part])
+                    await self._files[0][0].remove_files([self.part.path])
             raise
-    return offset
+
+    def close(self) -> None:
+        """Let go of the local file."""
+        self._ended = True
+        self._source.close()
+
+    async def _begin(self, remote: Remote) -> asyncssh.SFTPClientFile:
+        file, self.kept_bytes = await open_part(remote, self.part, self._doing)
+        self._offset = self.kept_bytes
+        self._tell(self.kept_bytes)
+        self._files.append((remote, file))
+        self._begun.set()
+        return file
+
+    async def _join(self, remote: Remote) -> asyncssh.SFTPClientFile | None:
+        """None where there is nothing left, or the server will not have the file open twice."""
+        await self._begun.wait()
+        if self.is_sent:
+            return None
+        with suppress(Missing, Failed, DestinationParked):
+            file = await remote.ask(self._doing, _open(remote.channel, self.part.path, "r+b"))
+            if not self._ended:
+                self._files.append((remote, file))
+                return file
+            await remote.ask(self._doing, file.close())
+        return None
+
+    async def _pump(self, track: Track, file: asyncssh.SFTPClientFile) -> None:
+        while self._failure is None and (found := await self._next_block(track.block_bytes(MAX_BLOCK_BYTES))):
+            offset, block = found
+            while offset + len(block) - next(iter(self._unheard)) > self.part.window_bytes and self._failure is None:
+                await self._heard.wait()
+            await track.have_room(len(block))
+            if self._failure is not None:
+                return
+            try:
+                answer = track.write(file, block, offset)
+            except (asyncssh.Error, OSError) as error:
+                self._fail(track.remote.class_of(error, self._doing))
+                return
+            answer.add_done_callback(partial(self._hear, track, offset))
+
+    async def _next_block(self, count: int) -> tuple[int, memoryview] | None:
+        """The next bytes to send and where they belong, unheard from now on; None at the end of the file."""
+        async with self._reading:
+            offset = self._offset
+            block = self._source.take(offset, count)
+            if block is None:
+                await asyncio.to_thread(self._source.read, offset)
+                block = self._source.take(offset, count)
+            if not block:
+                return None
+            self._offset += len(block)
+            self._unheard[offset] = len(block)
+            return offset, block
+
+    def _hear(self, track: Track, offset: int, answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled():
+            return
+        count = self._unheard.pop(offset)
+        try:
+            track.heard(answer, count)
+        except (asyncssh.Error, OSError, ValueError) as error:
+            self._fail(track.remote.class_of(error, self._doing))
+        else:
+            self._tell(count)
+            self._heard.fire()
+
+    def _tell(self, count: int) -> None:
+        self.told_bytes += count
+        self._on_bytes(count)
+
+    def _fail(self, failure: DeliveryError) -> None:
+        self._failure = self._failure or failure
+        self._heard.fire()
 
 
-async def _open_part(
-    remote: Remote, part: str, part_bytes: int | None, size: int, source: BinaryIO, doing: str
-) -> tuple[asyncssh.SFTPClientFile, int]:
+class _Source:
+    """A local file, read AHEAD_BYTES at a time, and closed as soon as its end is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._at = 0
+        self._ahead = memoryview(b"")
+
+    def take(self, offset: int, count: int) -> memoryview | None:
+        """From what was read ahead; None when nothing was."""
+        start = offset - self._at
+        return self._ahead[start : start + count] if 0 <= start < len(self._ahead) else None
+
+    def read(self, offset: int) -> None:
+        """Blocks."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        ahead = os.pread(self._descriptor, AHEAD_BYTES, offset)
+        self._at, self._ahead = offset, memoryview(ahead)
+        if len(ahead) < AHEAD_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+async def open_part(remote: Remote, part: Part, doing: str) -> tuple[asyncssh.SFTPClientFile, int]:
     """The part, open, and from where it is to be written. One that is not continued is removed first: a stale worker that
     still writes into it shall not make the new one look longer than it is."""
-    offset = part_bytes - WINDOW_BYTES if part_bytes is not None and part_bytes <= size else 0
+    offset = part.bytes - part.window_bytes if part.bytes is not None and part.bytes <= part.local.file.size else 0
     if offset > 0:
         with suppress(Missing, Failed, DestinationParked):
-            file = await remote.ask(doing, _open(remote.channel, part, "r+b"))
-            if await _is_as_sent(remote, file, source, offset):
+            file = await remote.ask(doing, _open(remote.channel, part.path, "r+b"))
+            if await _is_as_sent(remote, file, part.local.path, offset):
                 return file, offset
             await remote.ask(doing, file.close())
-    if part_bytes is not None:
-        await remote.remove_files([part])
-    return await remote.ask(doing, _open(remote.channel, part, "wb")), 0
+    if part.bytes is not None:
+        await remote.remove_files([part.path])
+    return await remote.ask(doing, _open(remote.channel, part.path, "wb")), 0
 
 
-async def _open(channel: asyncssh.SFTPClient, part: str, mode: str) -> asyncssh.SFTPClientFile:
-    return await channel.open(part, mode, block_size=0)  # 0: each write is one request, as `_send` cuts them
+async def _open(channel: asyncssh.SFTPClient, path: str, mode: str) -> asyncssh.SFTPClientFile:
+    return await channel.open(path, mode, block_size=0)
 
 
-async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, source: BinaryIO, offset: int) -> bool:
+async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, path: Path, offset: int) -> bool:
     start = max(0, offset - PROOF_BYTES)
-    wanted, found = await asyncio.to_thread(_read_at, source, start, offset - start), b""
+    wanted, found = await asyncio.to_thread(_read_at, path, start, offset - start), b""
     while len(found) < len(wanted):
         more: bytes = await remote.ask("read a part back", file.read(len(wanted) - len(found), start + len(found)))
         if not more:
@@ -75,35 +246,7 @@ async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, source: Bin
     return found == wanted
 
 
-async def _send(
-    remote: Remote, source: BinaryIO, file: asyncssh.SFTPClientFile, offset: int, doing: str, on_bytes: OnBytes
-) -> None:
-    """Keep BLOCKS_IN_FLIGHT writes under way. Only a server that acknowledges none of them for the time-out is given up."""
-    block_bytes = min(MAX_BLOCK_BYTES, remote.channel.limits.max_write_len or MAX_BLOCK_BYTES)
-    writes: dict[asyncio.Task[int], int] = {}  # where each begins; the first one in here is the lowest
-    try:
-        while True:
-            block = await asyncio.to_thread(_read_at, source, offset, block_bytes)
-            if block:
-                writes[asyncio.create_task(file.write(block, offset))] = offset
-                offset += len(block)
-            while writes and (not block or offset - next(iter(writes.values())) >= BLOCKS_IN_FLIGHT * block_bytes):
-                done, _ = await asyncio.wait(writes, timeout=remote.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    raise remote.class_of(TimeoutError(), doing)
-                for write in done:
-                    del writes[write]
-                if failures := [failure for write in done if (failure := write.exception())]:
-                    raise remote.class_of(failures[0], doing)
-                on_bytes(sum(write.result() for write in done))
-            if not block:
-                return
-    finally:
-        for write in writes:
-            write.cancel()
-        await asyncio.gather(*writes, return_exceptions=True)
-
-
-def _read_at(source: BinaryIO, offset: int, count: int) -> bytes:
-    source.seek(offset)
-    return source.read(count)
+def _read_at(path: Path, offset: int, count: int) -> bytes:
+    with path.open("rb") as source:
+        source.seek(offset)
+        return source.read(count)

@@ -141,7 +141,11 @@ def make_dropoff(settings: Settings) -> SftpDropoff:
         known_hosts=settings.sftp_known_hosts,
     )
     return SftpDropoff(
-        login, base_dir=settings.sftp_base_dir, channels=settings.sftp_channels, timeout_seconds=settings.sftp_timeout_seconds
+        login,
+        base_dir=settings.sftp_base_dir,
+        connections=settings.sftp_connections,
+        channels=settings.sftp_channels,
+        timeout_seconds=settings.sftp_timeout_seconds,
     )
 
 

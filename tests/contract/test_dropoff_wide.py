@@ -1,0 +1,302 @@
+"""Several connections and few round trips: a large file is sent through all of them, and goes on where it was cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from fault_proxy import FaultProxy, fault_proxy
+from fault_table import fault
+from ncr_upload.adapters.sftp_dropoff import SftpDropoff
+from ncr_upload.adapters.sftp_dropoff.package import plan_connections
+from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES
+from ncr_upload.adapters.sftp_dropoff.wire import Wire, quicken
+from ncr_upload.application.ports import LocalFile, Staged
+from ncr_upload.domain.errors import Unavailable
+from packages_on_disk import arriving, write_package
+from servers import SftpServer, start_asyncssh, start_sshd
+
+pytestmark = pytest.mark.anyio
+MEGABYTE = 1024 * 1024
+HUGE = random.Random(6).randbytes(SPLIT_BYTES + 8 * MEGABYTE + 12345)
+SESSION_BYTES = 300_000
+"""More than logging in several times, listing and renaming take on the wire."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
+        yield server
+
+
+class Place:
+    """A base folder of its own on a server that is `far`, behind a counting proxy."""
+
+    def __init__(self, server: SftpServer, proxy: FaultProxy, name: str, far: bool = True) -> None:
+        self.server, self.proxy = server, proxy
+        self.folder = server.folder / name
+        self.folder.mkdir()
+        self.base = f"{server.base_dir.rstrip('/')}/{name}"
+        if far:
+            proxy.delay(30)
+
+    def dropoff(self, connections: int = 3, channels: int = 2) -> SftpDropoff:
+        login = self.server.with_login(port=self.proxy.port)
+        return SftpDropoff(login, self.base, connections=connections, channels=channels, timeout_seconds=20)
+
+    async def deliver(self, files: list[LocalFile], fence: int = 1, **settings: int) -> tuple[Staged, int]:
+        """Also the bytes it sent."""
+        before = self.proxy.count()["up"]
+        told: list[int] = []
+        async with self.dropoff(**settings).session() as session:
+            await session.adopt("task", fence)
+            staged = await session.stage("task", fence, arriving(files), told.append)
+            await session.publish("task", fence, "job-1", lambda: None)
+            await session.discard("task")
+        assert sum(told) == sum(local.file.size for local in files)
+        return staged, self.proxy.count()["up"] - before
+
+    def delivered(self) -> dict[str, bytes]:
+        final = self.folder / "job-1"
+        return {path.relative_to(final).as_posix(): path.read_bytes() for path in final.rglob("*") if path.is_file()}
+
+    def parts(self) -> list[Path]:
+        return sorted(self.folder.glob(".ncr-staging/task-*/parts/*"))
+
+
+@pytest.fixture(params=["plain", "openssh"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    server: SftpServer = request.getfixturevalue(request.param)
+    assert server.login.host is not None
+    with fault_proxy((server.login.host, server.login.port)) as proxy:
+        yield Place(server, proxy, tmp_path.name)
+    if server.control:
+        server.fault("")
+
+
+def huge(folder: Path) -> list[LocalFile]:
+    return write_package(folder, {"S/huge.blend": HUGE})
+
+
+# --- several connections ----------------------------------------------------------------------------------------
+
+
+async def test_a_large_file_goes_through_several_connections_and_arrives_as_it_was(place: Place, tmp_path: Path) -> None:
+    staged, _ = await place.deliver(huge(tmp_path / "files"))
+    assert staged == Staged(0, 0)
+    assert place.proxy.count()["accepted"] == 3
+    assert place.delivered() == {"S/huge.blend": HUGE}
+
+
+async def test_large_and_small_files_share_the_connections(place: Place, tmp_path: Path) -> None:
+    contents = {"S/huge.blend": HUGE, "S/copy.blend": HUGE} | {f"S/m/{number}.png": os.urandom(5000) for number in range(100)}
+    await place.deliver(write_package(tmp_path / "files", contents))
+    assert place.delivered() == contents
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(100, 1), (9 * MEGABYTE, 2)])
+async def test_a_connection_is_opened_only_for_what_is_worth_it(place: Place, tmp_path: Path, size: int, accepted: int) -> None:
+    await place.deliver(write_package(tmp_path / "files", {"S/a.bin": HUGE[:size], "S/b.bin": HUGE[:100]}))
+    assert place.proxy.count()["accepted"] == accepted
+
+
+async def test_a_server_that_is_near_is_met_through_one_connection(openssh: SftpServer, tmp_path: Path) -> None:
+    assert openssh.login.host is not None
+    with fault_proxy((openssh.login.host, openssh.login.port)) as proxy:
+        place = Place(openssh, proxy, tmp_path.name, far=False)
+        await place.deliver(huge(tmp_path / "files"))
+        assert proxy.count()["accepted"] == 1
+    assert plan_connections(2**30, round_trip_seconds=0.001) == 1
+    assert plan_connections(2**30, round_trip_seconds=0.04) > 16
+    assert plan_connections(0, round_trip_seconds=0.04) == 1
+
+
+@fault(
+    "SFTP: a second connection or channel is refused",
+    injector="fault proxy, MaxSessions 1",
+    invariants="OP",
+    outcome="the upload goes on with those that were not refused",
+)
+async def test_a_server_that_refuses_more_connections_is_used_with_one(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ncr_upload.adapters.sftp_dropoff import channels
+
+    connect, tried = channels.connect, []
+
+    async def refuse_the_second(*arguments: object) -> asyncssh.SSHClientConnection:
+        tried.append(arguments)
+        if len(tried) > 1:
+            raise Unavailable("sftp_unreachable", "refused", "")
+        return await connect(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(channels, "connect", refuse_the_second)
+    await place.deliver(huge(tmp_path / "files"))
+    assert len(tried) == 3
+    assert place.delivered() == {"S/huge.blend": HUGE}
+
+
+@fault(
+    "SFTP: files can be written by one connection only",
+    injector="server that wants writes in order, or opens a file once",
+    invariants="OP",
+    outcome="a large file is sent again through one",
+)
+@pytest.mark.parametrize("manner", ["in-order", "no-continue"])
+async def test_a_server_that_takes_a_file_through_one_connection_only_gets_it_so(
+    plain: SftpServer, tmp_path: Path, manner: str
+) -> None:
+    assert plain.login.host is not None
+    with fault_proxy((plain.login.host, plain.login.port)) as proxy:
+        place = Place(plain, proxy, tmp_path.name)
+        plain.fault(manner)
+        try:
+            await place.deliver(huge(tmp_path / "files"))
+        finally:
+            plain.fault("")
+    assert place.delivered() == {"S/huge.blend": HUGE}
+
+
+# --- cut off ----------------------------------------------------------------------------------------------------
+
+
+@fault(
+    "SFTP: cut in the middle of a file that goes through several connections",
+    injector="fault proxy",
+    invariants="OP",
+    outcome="the next attempt, from any host, sends the rest of the file only",
+)
+@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize("host", ["same", "another"])
+async def test_a_split_file_that_was_cut_off_goes_on_from_where_it_was(
+    place: Place, tmp_path: Path, host: str, connections: int
+) -> None:
+    async with place.dropoff().session() as session:
+        await session.adopt("task", 1)
+        place.proxy.cut_after(9 * MEGABYTE)  # of one of three connections
+        with pytest.raises(Unavailable):
+            await session.stage("task", 1, arriving(huge(tmp_path / "same")), lambda _: None)
+    place.proxy.heal()
+    await at_rest(place)
+    (part,) = place.parts()
+    arrived, content = part.stat().st_size, part.read_bytes()
+    assert arrived > WIDE_WINDOW_BYTES
+    assert HUGE.startswith(content[: arrived - WIDE_WINDOW_BYTES])
+    staged, sent = await place.deliver(huge(tmp_path / host), fence=2, connections=connections)
+    assert staged == Staged(0, arrived - WIDE_WINDOW_BYTES)
+    rest = len(HUGE) - staged.kept_bytes
+    assert rest <= sent <= rest + SESSION_BYTES
+    assert place.delivered() == {"S/huge.blend": HUGE}
+
+
+async def test_a_hole_within_the_window_is_filled(place: Place, tmp_path: Path) -> None:
+    """What connections that died at different moments leave: bytes that never came, before others that did."""
+    async with place.dropoff().session() as session:
+        await session.adopt("task", 1)
+    arrived = 25 * MEGABYTE
+    content = bytearray(HUGE[:arrived])
+    content[arrived - WIDE_WINDOW_BYTES : arrived - MEGABYTE] = bytes(WIDE_WINDOW_BYTES - MEGABYTE)
+    (local,) = huge(tmp_path / "files")
+    (place.folder / ".ncr-staging" / "task-1" / "parts" / f"{local.file.sha256}.wide").write_bytes(content)
+    staged, _ = await place.deliver([local], fence=2)
+    assert staged.kept_bytes == arrived - WIDE_WINDOW_BYTES
+    assert place.delivered() == {"S/huge.blend": HUGE}
+
+
+async def at_rest(place: Place) -> None:
+    """The server may still write what it had received when the connection was cut."""
+    sizes: list[int] = []
+    deadline = time.monotonic() + 20
+    while len(sizes) < 3 or len(set(sizes[-3:])) > 1:
+        assert time.monotonic() < deadline
+        sizes.append(sum(part.stat().st_size for part in place.parts()))
+        await asyncio.sleep(0.2)
+
+
+# --- round trips ------------------------------------------------------------------------------------------------
+
+ROUND_TRIP_SECONDS = 0.15
+
+
+@pytest.fixture
+def laps() -> Callable[[], float]:
+    """Round trips since it was asked last."""
+    last = time.monotonic()
+
+    def lap() -> float:
+        nonlocal last
+        before, last = last, time.monotonic()
+        return (last - before) / ROUND_TRIP_SECONDS
+
+    return lap
+
+
+async def test_many_small_files_take_few_round_trips(openssh: SftpServer, tmp_path: Path, laps: Callable[[], float]) -> None:
+    """The round trips are so long that what a busy machine adds counts for little."""
+    files = write_package(tmp_path / "files", {f"S/m{number % 5}/deep/{number}.png": os.urandom(2000) for number in range(300)})
+    assert openssh.login.host is not None
+    with fault_proxy((openssh.login.host, openssh.login.port)) as proxy:
+        place = Place(openssh, proxy, tmp_path.name, far=False)
+        proxy.delay(ROUND_TRIP_SECONDS * 1000)
+        laps()
+        async with place.dropoff(channels=4).session() as session:
+            assert laps() < 13
+            await session.adopt("task", 1)
+            assert laps() < 15
+            await session.stage("task", 1, arriving(files), lambda _: None)
+            assert laps() < 30, "8 files at a time, 4 round trips each, would be 150"
+            await session.publish("task", 1, "job-1", lambda: None)
+            assert laps() < 5
+    assert len(place.delivered()) == 300
+
+
+# --- the way around asyncssh -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
+async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
+    openssh: SftpServer, tmp_path: Path, cipher: str
+) -> None:
+    login = openssh.login
+    content, file = HUGE[: 8 * MEGABYTE], openssh.folder / tmp_path.name
+    async with asyncssh.connect(
+        login.host or "",
+        login.port,
+        username=login.username or "",
+        client_keys=[str(login.private_key)],
+        known_hosts=None,
+        encryption_algs=[cipher],
+        rekey_bytes=MEGABYTE,
+    ) as connection:
+        quicken(connection)
+        channel = await connection.start_sftp_client()
+        wire = Wire(channel)
+        opened = await channel.open(str(file), "wb", block_size=0)
+        for start in range(0, len(content), 200_001):
+            answer = wire.write(opened, memoryview(content)[start : start + 200_001], start)
+            if start % 4 == 0:
+                assert (await channel.lstat(str(file))).size is not None
+                await answer
+                wire.check(answer)
+        await opened.close()
+        sealed = connection.send_packet.__self__.packets  # type: ignore[attr-defined]
+    assert file.read_bytes() == content
+    assert (sealed > len(content) / 32768) == cipher.startswith("aes"), "every packet of data, where the cipher is AES-GCM"
