@@ -233,7 +233,7 @@ async def at_rest(place: Place) -> None:
 
 # --- round trips ------------------------------------------------------------------------------------------------
 
-ROUND_TRIP_SECONDS = 0.15
+ROUND_TRIP_SECONDS = 0.3
 
 
 @pytest.fixture

@@ -96,12 +96,18 @@ class StagedPackage:
                 receiving = group.create_task(self._receive(files, group))
                 group.create_task(self._start_tracks(group, receiving))
         except ExceptionGroup as failures:
-            raise _first(failures) from None
+            raise self._choose(failures) from None
         finally:
             for upload in self._uploads:
                 upload.close()
         await self._verify()
         return Staged(self._kept_files, self._kept_bytes)
+
+    def _choose(self, failures: ExceptionGroup[Exception]) -> Exception:
+        """The first one; of all that a lost connection has failed, the one that names a file of the package."""
+        first = _first(failures)
+        of_file = next((upload.failure for upload in self._uploads if upload.failure is not None), None)
+        return of_file if of_file is not None and isinstance(first, Unavailable) else first
 
     async def _look(self) -> None:
         """What an earlier attempt has left."""
@@ -280,7 +286,6 @@ def plan_connections(waiting_bytes: int, round_trip_seconds: float) -> int:
 
 
 def _first(failures: ExceptionGroup[Exception]) -> Exception:
-    """The first failure of all, however deep it is."""
     first = failures.exceptions[0]
     return _first(first) if isinstance(first, ExceptionGroup) else first
 

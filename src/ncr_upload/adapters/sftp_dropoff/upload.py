@@ -33,7 +33,7 @@ SPLIT_BYTES = 32 * 1024 * 1024
 PROOF_BYTES = 64 * 1024
 """So much below the point where a part is continued is read back and compared."""
 
-AHEAD_BYTES = 1024 * 1024
+BLOCKS_AHEAD = 4
 """Read from the disk in one go."""
 
 
@@ -65,7 +65,7 @@ class Upload:
         self._reading = asyncio.Lock()
         self._unheard: dict[int, int] = {}  # where each write begins, and its bytes; the first one in here is the lowest
         self._heard = Signal()
-        self._failure: DeliveryError | None = None
+        self.failure: DeliveryError | None = None
 
     @property
     def size(self) -> int:
@@ -98,11 +98,11 @@ class Upload:
     async def finish(self) -> None:
         """Until all of it is acknowledged. A failure is raised, after a part that cannot be continued was removed."""
         try:
-            while self._unheard and self._failure is None:
+            while self._unheard and self.failure is None:
                 await self._heard.wait()
             self._ended = True
-            if self._failure is not None:
-                raise self._failure
+            if self.failure is not None:
+                raise self.failure
             for remote, file in self._files:
                 await remote.ask(self._doing, file.close())  # on a failure the end of the session closes it
         except Failed:
@@ -138,12 +138,12 @@ class Upload:
         return None
 
     async def _pump(self, track: Track, file: asyncssh.SFTPClientFile) -> None:
-        while self._failure is None and (found := await self._next_block(track.block_bytes(MAX_BLOCK_BYTES))):
+        while self.failure is None and (found := await self._next_block(track.block_bytes(MAX_BLOCK_BYTES))):
             offset, block = found
-            while offset + len(block) - next(iter(self._unheard)) > self.part.window_bytes and self._failure is None:
+            while offset + len(block) - next(iter(self._unheard)) > self.part.window_bytes and self.failure is None:
                 await self._heard.wait()
             await track.have_room(len(block))
-            if self._failure is not None:
+            if self.failure is not None:
                 return
             try:
                 answer = track.write(file, block, offset)
@@ -158,7 +158,7 @@ class Upload:
             offset = self._offset
             block = self._source.take(offset, count)
             if block is None:
-                await asyncio.to_thread(self._source.read, offset)
+                await asyncio.to_thread(self._source.read, offset, BLOCKS_AHEAD * count)
                 block = self._source.take(offset, count)
             if not block:
                 return None
@@ -183,12 +183,12 @@ class Upload:
         self._on_bytes(count)
 
     def _fail(self, failure: DeliveryError) -> None:
-        self._failure = self._failure or failure
+        self.failure = self.failure or failure
         self._heard.fire()
 
 
 class _Source:
-    """A local file, read AHEAD_BYTES at a time, and closed as soon as its end is read."""
+    """A local file, read several blocks at a time, and closed as soon as its end is read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -201,13 +201,13 @@ class _Source:
         start = offset - self._at
         return self._ahead[start : start + count] if 0 <= start < len(self._ahead) else None
 
-    def read(self, offset: int) -> None:
-        """Blocks."""
+    def read(self, offset: int, count: int) -> None:
+        """Read ahead from there; for a thread, as it waits for the disk."""
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_RDONLY)
-        ahead = os.pread(self._descriptor, AHEAD_BYTES, offset)
+        ahead = os.pread(self._descriptor, count, offset)
         self._at, self._ahead = offset, memoryview(ahead)
-        if len(ahead) < AHEAD_BYTES:
+        if len(ahead) < count:
             self.close()
 
     def close(self) -> None:
