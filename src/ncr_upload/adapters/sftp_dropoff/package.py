@@ -72,6 +72,7 @@ class StagedPackage:
         self._package = posixpath.join(own, "package")
         self._on_bytes = on_bytes
         self._wanted: dict[str, LocalFile] = {}
+        self._left: set[str] = set()
         self._there = Tree({}, [])
         self._parts: dict[str, int] = {}
         self._copies = Counter[str]()
@@ -90,11 +91,13 @@ class StagedPackage:
     async def stage(self, files: AsyncIterator[LocalFile], fresh: bool) -> Staged:
         """The first failure, of a file's arrival too, stops the rest and is raised. Nothing is there yet when it is `fresh`."""
         if not fresh:
-            await self._look()
+            self._left = await self._look()
         try:
             async with asyncio.TaskGroup() as group:
                 receiving = group.create_task(self._receive(files, group))
                 group.create_task(self._start_tracks(group, receiving))
+                if fresh:
+                    group.create_task(self._look_beside())
         except ExceptionGroup as failures:
             raise self._choose(failures) from None
         finally:
@@ -109,7 +112,11 @@ class StagedPackage:
         of_file = next((upload.failure for upload in self._uploads if upload.failure is not None), None)
         return of_file if of_file is not None and isinstance(first, Unavailable) else first
 
-    async def _look(self) -> None:
+    async def _look_beside(self) -> None:
+        """For what somebody else may have put into a folder that was made a moment ago."""
+        self._left = set((await self._remote.tree(self._package)).files)
+
+    async def _look(self) -> set[str]:
         """What an earlier attempt has left."""
         self._there, self._manifest, parts = await asyncio.gather(
             self._remote.tree(self._package),
@@ -118,6 +125,7 @@ class StagedPackage:
         )
         self._made = {"", *self._there.folders}
         self._parts = {name: attrs.size or 0 for name, attrs in parts.items()}
+        return set(self._there.files)
 
     # --- what is wanted -----------------------------------------------------------------------------------------
 
@@ -261,23 +269,24 @@ class StagedPackage:
                 self._made.add(folder)
 
     async def _verify(self) -> None:
-        """Remove what does not belong there; then every size."""
+        """Remove what was left there and is not wanted; then every size, and that nothing else is there."""
         tree = await self._remote.tree(self._package, self._made)
-        needed = {folder for target in self._wanted for folder in _parents(target)}
-        unwanted = [path for path in tree.files if path not in self._wanted]
-        await self._remote.remove_files(posixpath.join(self._package, path) for path in unwanted)
-        folders = [path for path in tree.folders if path not in needed]
-        await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
         wanted = {target: local.file.size for target, local in self._wanted.items()}
-        differing = sorted(path for path, size in wanted.items() if tree.files.get(path) != size)
+        unwanted = [path for path in tree.files if path in self._left and path not in wanted]
+        await self._remote.remove_files(posixpath.join(self._package, path) for path in unwanted)
+        found = {path: size for path, size in tree.files.items() if path not in unwanted}
+        differing = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
         if differing:
             first = differing[0]
             raise Unavailable(
                 "staged_differs",
                 f"{self._remote.address}: {first} (of {len(differing)} such) was staged with "
-                f"{tree.files.get(first)} bytes, not {wanted[first]}",
+                f"{found.get(first)} bytes, not {wanted.get(first)}",
                 "It is uploaded again.",
             )
+        needed = {folder for target in wanted for folder in _parents(target)}
+        folders = [path for path in tree.folders if path not in needed]
+        await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
 
 
 def plan_connections(waiting_bytes: int, round_trip_seconds: float) -> int:
