@@ -9,6 +9,9 @@ MAX_NAME_LENGTH = 128
 JOB_ID_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
 """A job_id: a path segment and a database key, so plain ASCII and no leading dot. Also in the OpenAPI document."""
 
+ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""The form of every task_id and batch_id that was ever issued."""
+
 _JOB_ID = re.compile(JOB_ID_PATTERN)
 
 

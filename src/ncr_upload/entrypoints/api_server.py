@@ -3,6 +3,7 @@ the next ones elsewhere before it stops listening."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -59,4 +60,6 @@ def serve(settings: Settings, *, reload: bool) -> None:
     from ncr_upload.entrypoints.bootstrap.api import make_api  # noqa: PLC0415 - the process that watches does not need it
 
     app = make_api()
+    gc.collect()
+    gc.freeze()  # what has been loaded stays: the collector need not look through it again and again
     DrainingServer(uvicorn.Config(app, **options), app.state.context.leaving, settings.api_drain_seconds).run()

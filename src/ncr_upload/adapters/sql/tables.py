@@ -195,6 +195,7 @@ class db_now(ColumnElement[float]):
     its lock. A search for rows by it uses no index in PostgreSQL and MySQL."""
 
     inherit_cache = True
+    _traverse_internals: Any = ()  # no two differ: without this, SQLAlchemy compiles every statement with it anew
     type = Double()
 
 
@@ -202,6 +203,7 @@ class statement_now(ColumnElement[float]):
     """The same when the statement began: one value, so that a search by it can use an index."""
 
     inherit_cache = True
+    _traverse_internals: Any = ()  # no two differ: without this, SQLAlchemy compiles every statement with it anew
     type = Double()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from functools import lru_cache
 
 from fastapi import Depends
 from fastapi.security import APIKeyHeader
@@ -73,6 +74,7 @@ def is_allowed(connection: HTTPConnection) -> bool:
     return bool(connection.state.allowed)
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback(address: str) -> bool:
     try:
         parsed = ipaddress.ip_address(address)

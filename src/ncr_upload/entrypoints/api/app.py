@@ -24,6 +24,7 @@ from ncr_upload.entrypoints.api.context import Context
 from ncr_upload.entrypoints.api.docs import complete_openapi, serve_docs
 from ncr_upload.entrypoints.api.middleware import BodyLimit, RequestLog
 from ncr_upload.entrypoints.api.problems import render_problems
+from ncr_upload.entrypoints.api.status_first import StatusFirst
 from ncr_upload.entrypoints.settings import Settings
 
 LAST_RINGS_SECONDS = 2.0
@@ -66,7 +67,7 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
     serve_docs(app)
     complete_openapi(app)
     render_problems(app)
-    _add_middleware(app, settings)
+    _add_middleware(app, ports, settings)
     return app
 
 
@@ -77,9 +78,10 @@ async def _watch_memory(ports: ApiPorts, settings: Settings) -> None:
         await asyncio.sleep(settings.memory_check_interval)
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, ports: ApiPorts, settings: Settings) -> None:
     """Innermost first: a request meets them from the last to the first."""
     app.add_middleware(BodyLimit)
+    app.add_middleware(StatusFirst, ports=ports)
     app.add_middleware(Access, settings=settings)
     if settings.cors_origins:
         app.add_middleware(

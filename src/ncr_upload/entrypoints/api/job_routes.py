@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -28,6 +27,7 @@ from ncr_upload.application.submissions import (
 )
 from ncr_upload.application.views import iso_time
 from ncr_upload.domain.jobs import NewJob, Status, Task
+from ncr_upload.domain.names import ISSUED_ID
 from ncr_upload.entrypoints.api import models
 from ncr_upload.entrypoints.api.access import documented
 from ncr_upload.entrypoints.api.context import In
@@ -59,8 +59,6 @@ class OnConflict(StrEnum):
 
 SECONDS_PER_JOB = 0.001
 """What a batch may take beyond the time of a single job, on a slow database. One that is away is noticed before."""
-
-ISSUED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @router.post(

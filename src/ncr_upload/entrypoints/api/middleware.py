@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from contextlib import suppress
@@ -18,12 +19,15 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 """Room for 10,000 jobs whose every name is as long as may be, in UTF-8."""
 DRAIN_SECONDS = 5.0
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
+QUIET_PREFIX = "/job-status/"
 
-log = structlog.stdlib.get_logger("ncr.api")
+LOGGER = "ncr.api"
+log = structlog.stdlib.get_logger(LOGGER)
 
 
 class RequestLog:
-    """One log line per request (never its query or headers), and the only place that answers what nobody expected."""
+    """One log line per request (never its query or headers), and the only place that answers what nobody expected. Probes, and
+    statuses that were told, are asked for all the time: those only with LOG_LEVEL=DEBUG."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,9 +57,12 @@ class RequestLog:
             self._write_line(scope, status, 1000 * (time.perf_counter() - began))
 
     def _write_line(self, scope: Scope, status: int, duration_ms: float) -> None:
+        is_quiet = scope["path"] in QUIET_PATHS or (status == 200 and scope["path"].startswith(QUIET_PREFIX))
+        if is_quiet and not logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG):
+            return
         facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration_ms": round(duration_ms, 1)}
         facts |= {name: scope["state"][name] for name in ("task_id", "batch_id") if name in scope.get("state", {})}
-        write = log.debug if scope["path"] in QUIET_PATHS else log.info
+        write = log.debug if is_quiet else log.info
         write("request", **facts)
 
 
