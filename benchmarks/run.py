@@ -23,10 +23,12 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).paren
 import psutil
 
 import charts
+import api_rates
 import deliveries
 import growth_figures
 import limit
 import memory
+import overhead
 import peers
 import redelivery
 import uploads
@@ -45,6 +47,8 @@ GROUPS: dict[str, Group] = {
     "upload.cpu": uploads.measure_cpu,
     "redelivery": redelivery.measure,
     "memory": memory.measure,
+    "api": api_rates.measure,
+    "overhead": overhead.measure,
     "growth": growth_figures.measure,
     "limit": limit.measure,
 }
