@@ -22,8 +22,8 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).paren
 
 import psutil
 
-import charts
 import api_rates
+import charts
 import deliveries
 import growth_figures
 import limit
