@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from fault_table import fault
 from ledgers import Ledger
 from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency
 from ncr_upload.domain.batches import Share, WorkerRoom
@@ -36,6 +40,26 @@ def test_a_batch_keeps_at_most_so_many_in_flight_and_goes_on_when_one_ends(ledge
     assert ledger.recovery.release_batch_jobs(2) == []
     ledger.claims.finish(ledger.claim(tasks[0]), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
     assert ledger.recovery.release_batch_jobs(2) == [tasks[2].task_id]
+
+
+@fault(
+    "Beat: two sweep at once",
+    injector="threads",
+    invariants="LO",
+    outcome="no more of a batch is released than by one alone",
+)
+def test_of_many_sweepers_at_once_no_more_is_released_than_by_one(ledger: Ledger) -> None:
+    tasks = ledger.accept(*(f"job-{n}" for n in range(30)), batch_id="b1", release=0)
+    start = threading.Barrier(6)
+
+    def sweep() -> list[str]:
+        start.wait()
+        return ledger.recovery.release_batch_jobs(4)
+
+    with ThreadPoolExecutor(6) as sweepers:
+        released = [each for sweeping in [sweepers.submit(sweep) for _ in range(6)] for each in sweeping.result()]
+    assert sorted(released) == sorted(task.task_id for task in tasks[:4])
+    assert len(ledger.recovery.due(100)) == 4
 
 
 def test_a_batch_is_counted_by_status_and_paged(ledger: Ledger) -> None:
