@@ -133,12 +133,14 @@ def test_columns_that_were_made_without_quotes_are_found_in_lower_case(engine: E
         assert connection.execute(text("SELECT uploadtime IS NOT NULL FROM job_details")).scalar_one()
 
 
-@pytest.mark.parametrize("engine", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("engine", ["mariadb", "mysql"], indirect=True)
 def test_a_zero_date_is_no_time_and_the_row_is_named(engine: Engine, catalogue: SqlCatalogue) -> None:
     with engine.begin() as connection:
         connection.execute(text("SET SESSION sql_mode = ''"))
         connection.execute(
-            text("INSERT INTO job_files (job_id, file_path, file_type, timestamp) VALUES ('job-1', 'a.glb', 'base', '0000')")
+            text(
+                "INSERT INTO job_files (job_id, file_path, file_type, timestamp) VALUES ('job-1', 'a.glb', 'base', '0000-00-00')"
+            )
         )
     with pytest.raises(Rejected, match=r"a\.glb.*0000-00-00") as refused:
         select_files(catalogue.list_files("job-1"), "latest_date", job_id="job-1")
