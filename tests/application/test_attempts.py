@@ -53,6 +53,9 @@ class MemoryCatalogue:
     def delivered(self, task: Task, sku: str) -> Recording:
         return self._noting("delivered")
 
+    def rehearsed(self, task: Task, sku: str) -> Recording:
+        return lambda _: None
+
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         return self._noting("judged")
 

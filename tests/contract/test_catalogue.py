@@ -13,8 +13,10 @@ from sqlalchemy import Engine, text
 
 from ncr_upload.adapters.sql import catalogue as studio
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
+from ncr_upload.adapters.sql.engine import translated_errors
+from ncr_upload.adapters.sql.studio_tables import find_lasting
 from ncr_upload.application.ports import Verdict
-from ncr_upload.domain.errors import Rejected
+from ncr_upload.domain.errors import Rejected, Unavailable
 from ncr_upload.domain.jobs import Stage, Status, Task
 from ncr_upload.domain.selection import select_files
 from studio_rows import put, put_job, rows
@@ -138,9 +140,8 @@ def test_a_zero_date_is_no_time_and_the_row_is_named(engine: Engine, catalogue: 
     with engine.begin() as connection:
         connection.execute(text("SET SESSION sql_mode = ''"))
         connection.execute(
-            text(
-                "INSERT INTO job_files (job_id, file_path, file_type, timestamp) VALUES ('job-1', 'a.glb', 'base', '0000-00-00')"
-            )
+            text("INSERT INTO job_files (job_id, file_path, file_type, timestamp) VALUES ('job-1', 'a.glb', 'base', :at)"),
+            {"at": "0000-00-00"},
         )
     with pytest.raises(Rejected, match=r"a\.glb.*0000-00-00") as refused:
         select_files(catalogue.list_files("job-1"), "latest_date", job_id="job-1")
@@ -177,6 +178,43 @@ def test_a_delivery_updates_the_awaiting_row_and_adds_one_email_and_one_history_
     assert rows(engine, studio.email) == [{"sku": "SKU1", "status": "Waiting", "campagin": "spring"}]
     (entry,) = rows(engine, studio.history_log)
     assert (entry["sku_id"], entry["action"], entry["action_by"]) == ("SKU1", "review", "ann")
+
+
+def test_a_rehearsed_delivery_leaves_nothing_and_the_real_one_follows(engine: Engine, catalogue: SqlCatalogue) -> None:
+    put_job(engine, "job-1", upload_count=2)
+    with engine.begin() as connection:
+        assert catalogue.rehearsed(TASK, "SKU1")(connection) is None
+    (job,) = rows(engine, studio.job_details)
+    assert (job["upload_count"], job["is_uploaded"]) == (2, 1)
+    assert rows(engine, studio.email) == rows(engine, studio.history_log) == []
+    with engine.begin() as connection:
+        catalogue.rehearsed(TASK, "SKU1")(connection)
+        catalogue.delivered(TASK, "SKU1")(connection)
+    assert len(rows(engine, studio.email)) == len(rows(engine, studio.history_log)) == 1
+
+
+def test_a_rehearsal_is_refused_as_the_delivery_would_be(engine: Engine, catalogue: SqlCatalogue) -> None:
+    put_job(engine, "job-1")
+    remake(
+        engine, "history_log", "sku_id VARCHAR(9), action VARCHAR(9), action_by VARCHAR(9), timestamp TEXT, more INT NOT NULL"
+    )
+    with pytest.raises(Unavailable) as refused, translated_errors(engine), engine.begin() as connection:
+        catalogue.rehearsed(TASK, "SKU1")(connection)
+    assert (refused.value.code, "more" in refused.value.message) == ("database_row_refused", True)
+    assert rows(engine, studio.email) == []
+
+
+@pytest.mark.parametrize("engine", ["mariadb", "mysql"], indirect=True)
+def test_where_nothing_can_be_taken_back_nothing_is_rehearsed(engine: Engine, catalogue: SqlCatalogue) -> None:
+    put_job(engine, "job-1")
+    remake(engine, "history_log", "sku_id VARCHAR(9), action VARCHAR(9), action_by VARCHAR(9), timestamp DATETIME")
+    with engine.begin() as connection:
+        assert find_lasting(connection) == []
+        connection.execute(text("ALTER TABLE history_log ENGINE = MyISAM"))
+    with engine.begin() as connection:
+        catalogue.rehearsed(TASK, "SKU1")(connection)
+        assert find_lasting(connection) == ["history_log"]
+    assert rows(engine, studio.email) == rows(engine, studio.history_log) == []
 
 
 def test_a_delivery_with_a_row_id_touches_that_row_only(engine: Engine, catalogue: SqlCatalogue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from databases import SERVERS, Databases
+from fault_table import fault
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.adapters.sql.own_statements import load_statements
 from ncr_upload.domain.errors import Unavailable
@@ -109,6 +111,33 @@ def put_asset(site: Workplace, job_id: str, product: Product, *, state: str = "u
         run(site.engine, f"INSERT INTO uploads VALUES ('{job_id}', '{key}', '2026-11-01 10:00:00')")
 
 
+@fault(
+    "SQL: the studio's tables refuse the rows of a delivery",
+    injector="ALTER TABLE history_log: a column that demands a value",
+    invariants="LOPRH",
+    outcome="found out before the publish: nothing becomes visible; delivered once it is mended",
+)
+def test_a_delivery_that_could_not_be_recorded_is_not_published(site: Workplace, product: Product) -> None:
+    job_id = f"unrecorded-{uuid.uuid4().hex}"  # the destination is shared with the other cases
+    site.place(job_id, product)
+    run(site.engine, "DROP TABLE history_log")
+    columns = "sku_id VARCHAR(64), action VARCHAR(16), action_by VARCHAR(64), timestamp VARCHAR(19)"
+    run(site.engine, f"CREATE TABLE history_log ({columns}, reason VARCHAR(9) NOT NULL)")
+    task = site.deliver(job_id)
+    assert task.status is Status.FAILED
+    assert task.problem is not None
+    assert (task.problem.code, "reason" in task.message, "may be visible" in task.message) == (
+        *("database_row_refused", True, False),
+    ), task.message
+    assert site.delivered(job_id) is None
+    site.sweep(task)
+    assert site.leftovers() == []
+    assert [len(site.studio_rows(table)) for table in ("email", "history_log")] == [0, 0]
+    run(site.engine, "DROP TABLE history_log", f"CREATE TABLE history_log ({columns})")
+    assert site.deliver(job_id).status is Status.COMPLETED
+    assert [len(site.studio_rows(table)) for table in ("email", "history_log")] == [1, 1]
+
+
 def test_a_job_of_another_schema_is_delivered_by_the_documented_example(foreign: Workplace, product: Product) -> None:
     check_tables(foreign.engine, foreign.settings)
     job_id = f"own-{foreign.engine.dialect.name}"
@@ -132,6 +161,16 @@ def test_in_another_schema_a_no_closes_the_gate_and_every_look_up_refuses_as_usu
     assert foreign.deliver(job_id).status is Status.VALIDATION_FAILED
     assert [row["state"] for row in foreign.studio_rows("assets")] == ["refused"]
     assert foreign.deliver(job_id).status is Status.FAILED  # no longer awaiting
+
+
+def test_tables_that_no_transaction_covers_are_a_doubt_of_the_doctors(databases: Databases, workplace: Workplace) -> None:
+    engine = open_database(databases.create("mariadb", workplace.settings.work_dir))
+    run(engine, "ALTER TABLE email ENGINE = MyISAM")
+    workplace.change(database_url=SecretStr(engine.url.render_as_string(hide_password=False)))
+    engine.dispose()
+    checks = {"database": make_checks(workplace.settings)["database"]}
+    (doubt,) = [finding for finding in examine(checks, 60) if finding.state is State.DOUBTFUL]
+    assert ("covers email" in doubt.told, "InnoDB" in str(doubt.next_step)) == (True, True), doubt
 
 
 @pytest.mark.parametrize(

@@ -333,8 +333,10 @@ class Delivery:
         await self._require_unchanged()
         kept = f" ({self.staged.kept_bytes} bytes were there from the attempt before)" if self.staged.kept_bytes else ""
         message = f"every file is staged{kept}; publishing as {self.task.job_id}/{self.task.sku}"
+        assert self.task.sku is not None
+        rehearsed = self.ports.catalogue.rehearsed(self.task, self.task.sku)
+        await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True, also=rehearsed)
         self.announced_publish = True
-        await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True)
         self.reach("publish:before")
         self.lease.check()
         await destination.publish(self.task.task_id, self.claim.fence, self.task.job_id, lambda: self.reach("publish:between"))

@@ -230,6 +230,10 @@ class Catalogue(Protocol):
     def delivered(self, task: Task, sku: str) -> Recording:
         """The rows of a delivery."""
 
+    def rehearsed(self, task: Task, sku: str) -> Recording:
+        """`delivered`, tried and taken back: whatever refuses those rows does so before the package is visible. Nothing is
+        tried where nothing can be taken back."""
+
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         """The validator's newest answer about the job."""
 

@@ -32,7 +32,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
 from ncr_upload.adapters.sql.rows import read_now
-from ncr_upload.adapters.sql.studio_tables import adapt_tables, is_job, job_value
+from ncr_upload.adapters.sql.studio_tables import adapt_tables, find_lasting, is_job, job_value
 from ncr_upload.application.ports import Recording, StudioJob, Verdict
 from ncr_upload.domain.errors import Rejected
 from ncr_upload.domain.jobs import Task
@@ -94,6 +94,9 @@ history_log = Table(
     Column("timestamp", LocalTime),
 )
 
+RECORDED = frozenset({"job_details", "email", "history_log"})
+"""Where the rows of a delivery go."""
+
 
 class SqlCatalogue:
     """`Catalogue` on SQL. `zone` is the studio's: its times are written in it, to the second."""
@@ -102,6 +105,7 @@ class SqlCatalogue:
         self._engine = engine
         self._zone = zone
         self._adapted: dict[str, Table] | None = None
+        self._can_undo: bool | None = None
 
     def find_job(self, job_id: str, row_id: int | None) -> StudioJob:
         """See `Catalogue.find_job`."""
@@ -154,6 +158,26 @@ class SqlCatalogue:
             return None
 
         return write
+
+    def rehearsed(self, task: Task, sku: str) -> Recording:
+        """See `Catalogue.rehearsed`."""
+        record = self.delivered(task, sku)
+
+        def write(connection: Connection) -> None:
+            if self._can_undo is None:
+                self._can_undo = not self.is_delivered_to(find_lasting(connection))
+            if self._can_undo:
+                trial = connection.begin_nested()
+                try:
+                    record(connection)
+                finally:
+                    trial.rollback()
+
+        return write
+
+    def is_delivered_to(self, tables: Sequence[str]) -> bool:
+        """Whether the rows of a delivery go into one of these tables, as far as is known."""
+        return not RECORDED.isdisjoint(table.lower() for table in tables)
 
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         """See `Catalogue.judged`."""

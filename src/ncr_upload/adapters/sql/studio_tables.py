@@ -17,6 +17,7 @@ from sqlalchemy import (
     false,
     inspect,
     literal,
+    text,
 )
 from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.types import Integer, Numeric, String
@@ -43,6 +44,17 @@ def _adapt(table: Table, described: Any, adapted: MetaData) -> Table:
         kind = BigInteger() if is_number else column.type
         columns.append(Column(name, kind, key=column.name, primary_key=column.primary_key))
     return Table(table.name, adapted, *columns)
+
+
+def find_lasting(connection: Connection) -> list[str]:
+    """The tables of this database whose writes no rollback takes back, such as MySQL's on MyISAM."""
+    if connection.dialect.name not in ("mysql", "mariadb"):
+        return []
+    query = (
+        "SELECT t.table_name FROM information_schema.tables t JOIN information_schema.engines e ON e.engine = t.engine "
+        "WHERE t.table_schema = DATABASE() AND t.table_type = 'BASE TABLE' AND e.transactions <> 'YES' ORDER BY 1"
+    )
+    return [str(name) for name in connection.execute(text(query)).scalars()]
 
 
 def is_job(connection: Connection, column: Column[Any], job_id: str) -> ColumnElement[bool]:

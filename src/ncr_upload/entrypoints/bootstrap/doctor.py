@@ -16,6 +16,7 @@ from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.engine import READ_ONLY, describe_server, place_of, translated_errors
 from ncr_upload.adapters.sql.rows import read_now
 from ncr_upload.adapters.sql.schema import check_own_tables
+from ncr_upload.adapters.sql.studio_tables import find_lasting
 from ncr_upload.domain.errors import Deferred, Rejected, Unavailable
 from ncr_upload.entrypoints.bootstrap import deliveries
 from ncr_upload.entrypoints.bootstrap.records import check_studio, make_engine
@@ -73,6 +74,13 @@ def _check_database(settings: Settings, before_upgrade: bool) -> Iterator[str | 
         yield from _check_own_tables(engine, revision, newest, before_upgrade)
         check_studio(engine, settings)
         yield "the studio's tables have every column that is read or written"
+        with translated_errors(engine), engine.connect().execution_options(**READ_ONLY) as connection:
+            lasting = find_lasting(connection)
+        if lasting:
+            yield Doubt(
+                f"no transaction of this database covers {', '.join(lasting[:5])}{' and more' if lasting[5:] else ''}",
+                "Where the service writes into them, a crash may write twice: ALTER TABLE … ENGINE=InnoDB.",
+            )
         if settings.catalogue_sql is not None:
             yield f"the statements of {settings.catalogue_sql} work on it"
 
