@@ -11,7 +11,7 @@ from typing import BinaryIO
 from ncr_upload.application.ports import LocalFile
 
 SMALL_BYTES = 512 * 1024
-SMALL_PER_LARGE = 4
+SMALL_PER_LARGE = 8
 
 
 class Turns:

@@ -12,8 +12,8 @@ from isal import isal_zlib
 
 from ncr_upload.application.ports import OnBytes
 
-CHUNK_BYTES = 1024 * 1024
-HASHED_AT_ONCE_BYTES = 8 * CHUNK_BYTES
+CHUNK_BYTES = 256 * 1024
+HASHED_AT_ONCE_BYTES = 8 * 1024 * 1024
 Body = AsyncIterator[bytes]
 OnArrived = Callable[[int], None]
 """Told how many bytes from the beginning are on the disk without a gap."""
