@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
@@ -107,6 +108,7 @@ class Program:
 
     process: subprocess.Popen[bytes]
     output: Path
+    database: Engine
 
     def log(self) -> str:
         return self.output.read_text(errors="replace")
@@ -129,12 +131,23 @@ class Program:
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
-        """The whole group stands still."""
+        """The whole group stands still, at a moment when it does not keep the whole database from the others."""
         self.signal_all(signal.SIGSTOP)
         try:
+            until(self._lets_others_write, 60)
             yield
         finally:
             self.signal_all(signal.SIGCONT)
+
+    def _lets_others_write(self) -> bool:
+        try:
+            with self.database.begin():
+                return True
+        except OperationalError:  # SQLite's one lock is held: let go on for a moment
+            self.signal_all(signal.SIGCONT)
+            time.sleep(0.1)
+            self.signal_all(signal.SIGSTOP)
+            return False
 
     def wait(self, seconds: float) -> int:
         return self.process.wait(seconds)
@@ -179,9 +192,12 @@ class Installation:
             process = subprocess.Popen(
                 [*NCR, name], cwd=self.folder, env=environment, stdout=out, stderr=out, start_new_session=True
             )
-        program = Program(process, output)
+        program = Program(process, output, self.engine)
         try:
-            until(lambda: self._is_ready(name, program, environment["API_PORT"]), START_SECONDS)
+            try:
+                until(lambda: self._is_ready(name, program, environment["API_PORT"]), START_SECONDS)
+            except AssertionError as late:
+                raise AssertionError(f"{name} did not get ready: {program.log()[-3000:]}") from late
             yield program
         finally:
             program.signal_all(signal.SIGCONT)

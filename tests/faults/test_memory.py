@@ -89,11 +89,11 @@ def test_memory_stats_are_the_groups_and_a_file_in_the_page_cache_is_not_used_me
 ) -> None:
     before = site.ask("GET", "/memory-stats").json()["system"]
     assert (before["total_bytes"], before["source"]) == (LIMIT, group.source)
-    group.write_file(tmp_path / "large", OVER)
+    group.write_file(tmp_path / "large", 900 * MB)  # the kernel may let some of it go
     usage = int((group.folder / ("memory.current" if group.source == "cgroup2" else "memory.usage_in_bytes")).read_text())
     after = site.ask("GET", "/memory-stats").json()
     (tmp_path / "large").unlink()
-    assert usage > OVER, "the kernel did not charge the file to the group"
+    assert usage > 0.7 * LIMIT, "the kernel did not charge the file to the group"
     assert after["system"]["used_bytes"] < before["used_bytes"] + 100 * MB
     assert after["accepting_jobs"] is True
 

@@ -68,6 +68,7 @@ def run_beat(settings: Settings) -> None:
 def run_flower(settings: Settings) -> None:
     """Until told to stop. Raises `PortRefused`. Flower's own FLOWER_* variables work too, but not for what is set here."""
     from flower.options import options
+    from tornado.ioloop import IOLoop
 
     set_up_logs(settings)
     address = settings.flower_host or ("0.0.0.0" if settings.flower_basic_auth else "127.0.0.1")  # noqa: S104
@@ -78,6 +79,8 @@ def run_flower(settings: Settings) -> None:
         options.basic_auth = [settings.flower_basic_auth.get_secret_value()]
     log.info("flower_starts", address=address, port=settings.flower_port, guarded=bool(options.basic_auth))
     arguments = [f"--address={address}", f"--port={settings.flower_port}", "--logging=none"]
+    end_when_told(signal.SIGINT)
+    IOLoop.current().add_callback(end_when_told)  # once Flower, whose answer to SIGTERM is an exception, has set itself up
     make_celery(settings).start(["--quiet", "flower", *arguments])
 
 
@@ -88,7 +91,7 @@ def _prepare(settings: Settings) -> None:
     wait_for_tables(settings)
 
 
-def end_when_told() -> None:
-    """By SIGTERM, until a program listens for itself: nothing has been begun yet. An exception would not do: one that is
-    raised while Python runs a finalizer is swallowed, and the program would go on, unstoppable."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def end_when_told(by: signal.Signals = signal.SIGTERM) -> None:
+    """At once: there is nothing yet, or never, that has to be ended in order. An exception would not do: one that is raised
+    while Python runs a finalizer is swallowed, and the program would go on, unstoppable."""
+    signal.signal(by, lambda *_: os._exit(0))
