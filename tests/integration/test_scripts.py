@@ -12,14 +12,22 @@ from parts import require
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [ROOT / "deploy.sh", ROOT / "docker/ncr", *sorted(ROOT.glob("docker/*.sh")), *sorted(ROOT.glob("scripts/*.sh"))]
-FILES = [ROOT / "Dockerfile", ROOT / "docker-compose.yml", ROOT / "env_sample", *SCRIPTS]
+PARTS_OF_DEPLOY = sorted(ROOT.glob("scripts/deploy/*.sh"))
+FILES = [ROOT / "Dockerfile", ROOT / "docker-compose.yml", ROOT / "env_sample", *SCRIPTS, *PARTS_OF_DEPLOY]
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script: Path) -> None:
-    done = subprocess.run([require("shellcheck"), str(script)], capture_output=True, text=True, check=False)
+    """With what it sources."""
+    command = [require("shellcheck"), "--external-sources", "--check-sourced", str(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_deploy_sh_sources_each_of_its_parts() -> None:
+    sourced = re.findall(r"^\. (\S+)$", (ROOT / "deploy.sh").read_text(), re.MULTILINE)
+    assert sorted(sourced) == [str(part.relative_to(ROOT)) for part in PARTS_OF_DEPLOY]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
