@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from deploy.contained import OURS
 from deploy.load import Load
 from deploy.newcomer import ENDED, ask
 from deploy.report import Failed, Report, wait
@@ -74,7 +76,7 @@ def check_folders(site: Site, report: Report, files_each: int) -> None:
 
 def lose_tables(site: Site, engine: Engine) -> None:
     """Disaster: workers stopped, the service's own tables gone, restored from the backup, deployed. Raises `Failed` unless
-    every task is back as it was, nothing was delivered again, and a new job is delivered."""
+    every task is back as it was and nothing was delivered again."""
     folder = site.deploy("backup").stdout.strip()
     site.compose("stop", "worker")
     with engine.begin() as connection:
@@ -88,13 +90,22 @@ def lose_tables(site: Site, engine: Engine) -> None:
         after = _recorded(connection)
     if after != before:
         raise Failed(f"restored is not what was lost: {set(map(str, before)) ^ set(map(str, after))}")
+
+
+def lose_host(site: Site) -> None:
+    """Disaster: a new host, with the checkout and `.env` alone. Raises `Failed` unless a new job is delivered there."""
+    ours = [each for service in (*OURS, "proxy", "redis") for each in site.containers(service)]
+    site.run("docker", "rm", "-f", "-v", *ours)
+    site.run("docker", "volume", "rm", f"{site.project}_redis", f"{site.project}_work", expect=None)
+    shutil.rmtree(site.folder / "var")
+    site.deploy("deploy", "r4", "--no-build")
     key = site.settings["API_KEY"]
     job = f'{{"job_id": "{SPARE_JOB}", "username": "load", "campaign": "spare"}}'
     header = f"-H 'X-API-Key: {key}'"
     post = f"curl {header} -H 'Content-Type: application/json' -d '{job}' http://localhost:8001/process-job"
     task_id = ask(site, post)["task_id"]
     status = f"curl {header} http://localhost:8001/job-status/{task_id}"
-    wait(lambda: ask(site, status)["status"] == "completed", "after the restore a new job is not delivered", 60)
+    wait(lambda: ask(site, status)["status"] == "completed", "on a new host a new job is not delivered", 60)
 
 
 def _recorded(connection: Connection) -> tuple[Any, ...]:

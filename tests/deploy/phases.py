@@ -102,7 +102,7 @@ class Phases:
         """A deploy of r4, killed with -9. It first undoes or finishes what the one before had left."""
         site = self.site
         reached: dict[str, Callable[[], bool]] = {
-            "preflight": lambda: bool(site.containers("migrate")),
+            "preflight": lambda: bool(site.containers("migrate")) and self.is_locked(),
             "backup": lambda: (site.folder / "var/backups/.partial").exists(),
             "start": lambda: site.journal().get("step") == "start" and "r4" in site.releases("web"),
             "switch": lambda: site.journal().get("step") == "switch",
@@ -112,6 +112,13 @@ class Phases:
         old = {each: site.releases(each).count(self.first) for each in ("web", "worker", "beat")}
         if moment in ("preflight", "backup", "start") and old != {"web": 2, "worker": 2, "beat": 1}:
             raise Failed(f"a deploy killed at {moment} had gone too far: of the old release run {old}")
+
+    def is_locked(self) -> bool:
+        """Raises `Failed` unless a second deploy.sh is refused."""
+        done = self.site.deploy("cleanup", expect=2)
+        if "another deploy.sh is at work here" not in done.stderr:
+            raise Failed(f"a second deploy.sh is told {done.stderr!r}")
+        return True
 
     def finish(self) -> None:
         self.site.deploy("deploy", "r4")

@@ -3,7 +3,8 @@
 Refusals first, with nothing to touch, and a newcomer's first minutes. Then, while callers submit, poll and send slow requests
 and jobs run: three deploys, a release that does not start, a rollback, deploy.sh killed with -9 at five moments, a worker
 killed, Redis lost, a backup restored, bad input. In the end every accepted job must have been delivered, once. The control,
-`docker compose up -d --force-recreate` under the same load, must fail requests, or this program could not see any.
+`docker compose up -d --force-recreate` under the same load, must fail requests, or this program could not see any. Last, the
+guide's disasters: the ledger's tables lost, the host lost.
 
   python tests/deploy/run.py                 writes deploy.json; exit status 0 only if all of it held
   python tests/deploy/run.py --keep          leaves the site up
@@ -29,7 +30,7 @@ from deploy.bad_input import refuse_at_first
 from deploy.contained import check_containers, check_image
 from deploy.load import Load
 from deploy.newcomer import deliver_first_jobs
-from deploy.outcome import SKU, SPARE_JOB, await_jobs, check_folders, check_guide, lose_tables
+from deploy.outcome import SKU, SPARE_JOB, await_jobs, check_folders, check_guide, lose_host, lose_tables
 from deploy.phases import Phases
 from deploy.report import Failed, Report, say
 from deploy.site import Site, make_site
@@ -87,6 +88,7 @@ def play(site: Site, report: Report) -> None:
     report.timed("last_jobs", lambda: await_jobs(engine, load, report))
     check_folders(site, report, len(product.delivered))
     report.timed("tables_lost", lambda: lose_tables(site, engine))
+    report.timed("host_lost", lambda: lose_host(site))
     check_guide(site, report)
     engine.dispose()
 
