@@ -38,8 +38,8 @@ class Phases:
             self.phase(f"deploy.sh killed at {moment}", lambda moment=moment: self.kill_deploy(moment))  # type: ignore[misc]
         self.phase("deploy 3, finishing what was killed", self.finish)
         self.phase("a worker killed", self.kill_worker)
-        self.phase("Redis and its volume lost", self.lose_redis)
         self.phase("backup, loss and restore", self.restore)
+        self.phase("Redis and its volume lost", self.lose_redis)
         self.phase("bad input", lambda: refuse_while_running(self.site, self.report))
         self.phase("health, monitor, dry run, cleanup", self.watch)
 
@@ -151,11 +151,13 @@ class Phases:
             raise Failed("deploy did not start Redis again")
 
     def restore(self) -> None:
-        """Half the tasks that have ended are lost and put back; those in flight go on meanwhile."""
+        """Half the tasks that have ended are lost and put back; those in flight go on meanwhile, and Redis answers for all."""
+        with self.engine.connect() as connection:
+            saved = connection.execute(text("SELECT max(id) FROM ncr_jobs")).scalar_one()
         folder = self.site.deploy("backup").stdout.strip()
         with self.engine.begin() as connection:
-            lost = connection.execute(text("SELECT task_id FROM ncr_jobs WHERE status = 'completed' AND id % 2 = 0")).scalars()
-            for task_id in list(lost):
+            ended = "SELECT task_id FROM ncr_jobs WHERE status = 'completed' AND id % 2 = 0 AND id <= :saved"
+            for task_id in connection.execute(text(ended), {"saved": saved}).scalars().all():
                 for table in ("ncr_jobs", "ncr_events", "ncr_files"):
                     connection.execute(text(f"DELETE FROM {table} WHERE task_id = :t"), {"t": task_id})
         told = self.site.deploy("restore", folder, "--yes").stdout

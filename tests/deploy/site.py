@@ -87,6 +87,7 @@ class Site:
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=shown,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
             deadline = time.monotonic() + seconds
