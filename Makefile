@@ -38,7 +38,7 @@ dev: $(READY) ## Run the whole stack on port 8001 until Ctrl-C
 	@$(BIN)/ncr dev
 
 test: $(READY) servers ## Run every test on real parts
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 chaos: $(READY) servers ## Break everything at random for ten minutes and judge the outcome (SEED=, TRIALS=)
 	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(TRIALS),--trials $(TRIALS))
