@@ -274,6 +274,18 @@ def test_while_its_server_is_down_the_api_answers_503_and_afterwards_goes_on(mor
 
 
 @pytest.mark.parametrize("engine", SERVERS, indirect=True)
+def test_no_more_connections_are_opened_than_the_pool_may_and_who_waits_too_long_is_told(engine: Engine) -> None:
+    small = open_engine(engine.url.render_as_string(hide_password=False), pool_size=2, wait_seconds=1)
+    with small.connect(), small.connect():
+        with pytest.raises(Unavailable) as told, translated_errors(small), small.connect():
+            pass
+        assert told.value.code == "database_unavailable"
+    with small.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    small.dispose()
+
+
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
 def test_a_statement_that_takes_too_long_ends_in_time(engine: Engine) -> None:
     hasty = open_engine(engine.url.render_as_string(hide_password=False), statement_seconds=1)
     sleep = "SELECT pg_sleep(20)" if engine.dialect.name == "postgresql" else "SELECT sleep(20)"
