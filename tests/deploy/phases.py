@@ -77,10 +77,14 @@ class Phases:
         self.runs(release)
 
     def deploy_checkout(self) -> None:
-        """Without a name: it gets one of its own."""
+        """Over what was started by hand, as in production: with a key. Without a name: it gets one of its own."""
+        self.site.write_env(API_ANONYMOUS="loopback")
         self.site.deploy("deploy")
         self.first = self.site.journal()["current"]
         self.runs(self.first)
+        command = ("curl", "-so", "/dev/null", "-w", "%{http_code}", "-H", "X-API-Key: wrong", f"{self.site.url}/jobs/active")
+        if (answer := self.site.run(*command).stdout) != "401":
+            raise Failed(f"a wrong key is answered {answer}")
 
     def deploy_broken(self) -> None:
         before = self.site.everything()
