@@ -14,6 +14,8 @@ from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Claim, Stage, Status, Task, progress_percent
 
 POSTS_APART_SECONDS = 0.2
+FIRST_POST_SECONDS = 0.05
+"""An attempt that ends before then is only shown as ended."""
 REFRESH_SECONDS = 3.0
 
 
@@ -61,6 +63,7 @@ class LiveStatus:
         self._task = replace(self._task, **facts)  # type: ignore[arg-type]
 
     def _run(self) -> None:
+        self._closed.wait(FIRST_POST_SECONDS)
         while not self._closed.is_set():
             self._changed.wait(REFRESH_SECONDS)
             self._changed.clear()

@@ -6,6 +6,8 @@ getrusage): after one large moment every later job would look too large. It asks
 
 from __future__ import annotations
 
+import os
+
 import billiard.pool
 import psutil
 import structlog
@@ -23,9 +25,12 @@ class ChildSize:
     def __init__(self, limit_kb: int) -> None:
         self._limit_kb = limit_kb
         self._first_kb: dict[int, int] = {}
+        self._process = psutil.Process()
 
     def __call__(self) -> int:
-        process = psutil.Process()
+        if self._process.pid != os.getpid():  # forked since
+            self._process = psutil.Process()
+        process = self._process
         now_kb = int(process.memory_info().rss // 1024)
         if process.pid not in self._first_kb:
             self._first_kb = {process.pid: now_kb}

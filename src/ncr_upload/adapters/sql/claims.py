@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Double, Engine, bindparam, case, delete, func, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_task, write_event
+from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_row, task_of, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -31,34 +31,11 @@ class SqlClaims:
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """See `Claims.claim`. The database's clock alone decides whether the task is due."""
         with translated_errors(self._engine), self._engine.begin() as connection:
-            taken = connection.execute(
-                update(jobs)
-                .where(
-                    jobs.c.task_id == task_id,
-                    jobs.c.claimable_at <= db_now(),
-                    has_attempt_left(),
-                    jobs.c.status.in_([status.value for status in LIVE]),
-                )
-                .values(
-                    status=Status.PROCESSING.value,
-                    stage=Stage.LOOKUP.value,
-                    message=_why_claimed(),
-                    claimable_at=db_now() + lease_seconds,
-                    fence=jobs.c.fence + 1,
-                    attempt=jobs.c.attempt + 1,
-                    worker=worker[:255],
-                    waits_for=None,
-                    updated_at=db_now(),
-                    started_at=_first(jobs.c.started_at),
-                    **problem_columns(None),
-                )
-            )
+            taken = connection.execute(_CLAIM, {"wanted": task_id, "claimed_by": worker[:255], "lease": lease_seconds})
             if taken.rowcount != 1:
                 return None
-            facts = select(jobs.c.fence, jobs.c.publish_fence, jobs.c.cancel_requested).where(jobs.c.task_id == task_id)
-            row = connection.execute(facts).one()
-            task = read_task(connection, task_id)
-            assert task is not None
+            row = read_row(connection, task_id)
+            task = task_of(row)
             write_event(
                 connection,
                 task_id,
@@ -66,9 +43,9 @@ class SqlClaims:
                 stage=Stage.LOOKUP,
                 kind="claimed",
                 actor=worker,
-                message=f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row.fence})",
+                message=f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row['fence']})",
             )
-        return Claim(task, row.fence, worker, lease_seconds, bool(row.cancel_requested), row.publish_fence)
+        return Claim(task, row["fence"], worker, lease_seconds, bool(row["cancel_requested"]), row["publish_fence"])
 
     @whole_transaction
     def renew(self, claim: Claim) -> None:
@@ -246,6 +223,31 @@ def _why_claimed() -> Any:
 def _first(column: Any) -> Any:
     """The column's value once it has one, else now."""
     return func.coalesce(column, db_now())
+
+
+_CLAIM = (
+    update(jobs)
+    .where(
+        jobs.c.task_id == bindparam("wanted"),
+        jobs.c.claimable_at <= db_now(),
+        has_attempt_left(),
+        jobs.c.status.in_([status.value for status in LIVE]),
+    )
+    .values(
+        status=Status.PROCESSING.value,
+        stage=Stage.LOOKUP.value,
+        message=_why_claimed(),
+        claimable_at=db_now() + bindparam("lease", type_=Double()),
+        fence=jobs.c.fence + 1,
+        attempt=jobs.c.attempt + 1,
+        worker=bindparam("claimed_by"),
+        waits_for=None,
+        updated_at=db_now(),
+        started_at=_first(jobs.c.started_at),
+        **problem_columns(None),
+    )
+)
+"""Takes the task `wanted` for the worker `claimed_by` and `lease` seconds. Made once: building takes as long as running it."""
 
 
 def _record_files(connection: Connection, task_id: str, package: Sequence[PackageFile]) -> None:

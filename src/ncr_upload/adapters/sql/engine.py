@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
 from ncr_upload.domain.errors import Rejected, Unavailable
@@ -34,6 +34,8 @@ STATEMENT_SECONDS = 10.0
 
 CONNECT_SECONDS = 8.0
 """For a connection at most, however patient its user is with locks."""
+
+RESTED_SECONDS = 1.0
 
 READ_ONLY = {"ncr_read_only": True}
 
@@ -59,7 +61,6 @@ def open_engine(
     """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections."""
     parsed = make_url(url)
     options: dict[str, Any] = {
-        "pool_pre_ping": True,
         "pool_size": pool_size,
         "max_overflow": 0,
         "pool_timeout": wait_seconds,
@@ -72,10 +73,10 @@ def open_engine(
             engine = create_engine(parsed, connect_args={"timeout": wait_seconds, "check_same_thread": False}, **options)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
-            return engine
+            return engine  # a file: nobody cuts the connection
         case "postgresql":
             timeouts = f"-c lock_timeout={int(wait_seconds * 1000)} -c statement_timeout={int(statement_seconds * 1000)}"
-            return create_engine(
+            engine = create_engine(
                 parsed,
                 pool_recycle=1800,
                 connect_args={"connect_timeout": connect_seconds, "options": timeouts, **_postgresql_tls(tls)},
@@ -90,7 +91,7 @@ def open_engine(
                 "init_command": f"SET SESSION innodb_lock_wait_timeout={int(wait_seconds)}, time_zone='+00:00'",
                 **_mysql_tls(tls),
             }
-            return create_engine(
+            engine = create_engine(
                 parsed, pool_recycle=1800, isolation_level="READ COMMITTED", connect_args=connect_args, **options
             )
         case other:
@@ -99,6 +100,29 @@ def open_engine(
                 f"DATABASE_URL names the database '{other}'",
                 "Use sqlite, mysql+pymysql or postgresql+psycopg.",
             )
+    _ping_rested(engine)
+    return engine
+
+
+def _ping_rested(engine: Engine) -> None:
+    """Try a connection that has rested before it is used, as `pool_pre_ping` does each time: a round trip to the server."""
+
+    def note(_connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    def ping(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("used_at", 0.0) < RESTED_SECONDS:
+            return
+        try:
+            alive = engine.dialect.do_ping(connection)
+        except engine.dialect.dbapi.Error as error:  # type: ignore[union-attr]
+            raise DisconnectionError from error
+        if not alive:
+            raise DisconnectionError
+
+    event.listen(engine, "connect", note)
+    event.listen(engine, "checkin", note)
+    event.listen(engine, "checkout", ping)
 
 
 def _postgresql_tls(tls: Tls) -> dict[str, str]:

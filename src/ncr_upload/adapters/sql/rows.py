@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, insert, or_, select
 
 from ncr_upload.adapters.sql.tables import db_now, events, jobs
 from ncr_upload.domain.jobs import Problem, Stage, Status, Task, progress_percent
@@ -64,20 +64,27 @@ def problem_columns(problem: Problem | None) -> dict[str, Any]:
     }
 
 
+_NOW = select(db_now())
+_TASK = select(jobs).where(jobs.c.task_id == bindparam("wanted"))
+_EVENT = insert(events).values(at=db_now())
+
+
 def read_now(connection: Connection) -> float:
     """The database's clock."""
-    return float(connection.execute(select(db_now())).scalar_one())
+    return float(connection.execute(_NOW).scalar_one())
+
+
+def read_row(connection: Connection, task_id: str) -> Any:
+    """The task's row of `ncr_jobs` by column name, or None."""
+    return connection.execute(_TASK, {"wanted": task_id}).mappings().one_or_none()
 
 
 def read_task(connection: Connection, task_id: str) -> Task | None:
-    row = connection.execute(select(jobs).where(jobs.c.task_id == task_id)).mappings().one_or_none()
+    row = read_row(connection, task_id)
     return task_of(row) if row is not None else None
 
 
 def write_event(connection: Connection, task_id: str, *, attempt: int, stage: str, kind: str, actor: str, message: str) -> None:
     """Add a line to the task's history."""
-    connection.execute(
-        insert(events).values(
-            task_id=task_id, at=db_now(), attempt=attempt, stage=stage, kind=kind, actor=actor[:255], message=message
-        )
-    )
+    line = {"task_id": task_id, "attempt": attempt, "stage": stage, "kind": kind, "actor": actor[:255], "message": message}
+    connection.execute(_EVENT, line)
