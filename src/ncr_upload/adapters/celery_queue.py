@@ -47,7 +47,7 @@ def make_app(redis_url: str, *, concurrency: int, max_tasks_per_child: int, max_
         task_store_errors_even_if_ignored=False,
         task_acks_late=False,
         task_publish_retry=False,
-        worker_send_task_events=True,
+        worker_send_task_events=False,  # three messages for each task; Flower asks for them while it runs
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         worker_concurrency=concurrency,

@@ -82,6 +82,7 @@ def open_engine(
                 connect_args={"connect_timeout": connect_seconds, "options": timeouts, **_postgresql_tls(tls)},
                 **options,
             )
+            event.listen(engine, "set_connection_execution_options", _read_without_transaction)
         case "mysql" | "mariadb":
             connect_args = {
                 "connect_timeout": connect_seconds,
@@ -102,6 +103,12 @@ def open_engine(
             )
     _ping_rested(engine)
     return engine
+
+
+def _read_without_transaction(_connection: Connection, options: dict[str, Any]) -> None:
+    """BEGIN and ROLLBACK around a query are two round trips more, and each query sees its own moment anyway."""
+    if options.get("ncr_read_only"):
+        options["isolation_level"] = "AUTOCOMMIT"
 
 
 def _ping_rested(engine: Engine) -> None:
