@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, bindparam, case, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Double, Engine, Update, bindparam, case, delete, func, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
@@ -51,7 +52,8 @@ class SqlClaims:
     def renew(self, claim: Claim) -> None:
         """See `Claims.renew`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
-            renewed = connection.execute(_owned(claim).values(claimable_at=db_now() + claim.lease_seconds))
+            mine = {"wanted": claim.task.task_id, "under": claim.fence, "lease": claim.lease_seconds}
+            renewed = connection.execute(_RENEW, mine)
             if renewed.rowcount != 1:
                 raise LeaseLost(claim.task.task_id, claim.fence)
             _refuse_cancelled(connection, claim)
@@ -118,18 +120,12 @@ class SqlClaims:
         also: Recording | None = None,
     ) -> None:
         """See `Claims.finish`."""
-        values = {
-            "stage": stage.value,
-            "message": message,
-            "claimable_at": None,
-            "finished_at": db_now(),
-            "staging_due_at": _moved_on(jobs.c.staging_due_at, CLEANING_GRACE_SECONDS),
-            **problem_columns(problem),
-        }
+        values = {"stage": stage.value, "message": message, **problem_columns(problem)}
+        ended = {f"new_{name}": value for name, value in values.items()}
         with translated_errors(self._engine):
             try:
                 with self._engine.begin() as connection:
-                    self._move(connection, claim, status, values)
+                    self._run_move(connection, claim, _finishing(status), ended)
                     remark = also(connection) if also is not None else None
                     write_event(
                         connection,
@@ -186,11 +182,11 @@ class SqlClaims:
             )
 
     def _move(self, connection: Connection, claim: Claim, status: Status, values: dict[str, Any]) -> None:
+        self._run_move(connection, claim, _moving(status).values(**values), {})
+
+    def _run_move(self, connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> None:
         """One status move under the fence; from an illegal status it is refused like a lost lease."""
-        from_statuses = [now.value for now in Status if now is status or may_follow(now, status)]
-        moved = connection.execute(
-            _owned(claim).where(jobs.c.status.in_(from_statuses)).values(status=status.value, updated_at=db_now(), **values)
-        )
+        moved = connection.execute(move, {"wanted": claim.task.task_id, "under": claim.fence, **values})
         if moved.rowcount != 1:
             raise LeaseLost(claim.task.task_id, claim.fence)
 
@@ -207,10 +203,32 @@ def _moved_on(column: Any, seconds: float) -> Any:
     return case((column.is_not(None), db_now() + seconds))
 
 
-def _owned(claim: Claim) -> Any:
-    live = [status.value for status in LIVE]
-    return update(jobs).where(
-        jobs.c.task_id == claim.task.task_id, jobs.c.fence == claim.fence, jobs.c.status.in_(live), jobs.c.worker.is_not(None)
+_OWNED = update(jobs).where(
+    jobs.c.task_id == bindparam("wanted"),
+    jobs.c.fence == bindparam("under"),
+    jobs.c.status.in_([status.value for status in LIVE]),
+    jobs.c.worker.is_not(None),
+)
+"""The task `wanted`, if it is claimed `under` this fence."""
+
+_RENEW = _OWNED.values(claimable_at=db_now() + bindparam("lease", type_=Double()))
+
+
+@cache
+def _moving(status: Status) -> Update:
+    from_statuses = [now.value for now in Status if now is status or may_follow(now, status)]
+    return _OWNED.where(jobs.c.status.in_(from_statuses)).values(status=status.value, updated_at=db_now())
+
+
+@cache
+def _finishing(status: Status) -> Update:
+    """Values are given as `new_…`."""
+    given = ("stage", "message", *problem_columns(None))
+    return _moving(status).values(
+        claimable_at=None,
+        finished_at=db_now(),
+        staging_due_at=_moved_on(jobs.c.staging_due_at, CLEANING_GRACE_SECONDS),
+        **{name: bindparam(f"new_{name}") for name in given},
     )
 
 
