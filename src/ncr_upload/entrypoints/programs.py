@@ -49,7 +49,6 @@ def run_worker(settings: Settings, concurrency: int | None) -> None:
         "worker",
         "--pool=prefork",
         f"--loglevel={settings.log_level}",
-        "--events",
         "--without-gossip",
         "--without-mingle",
         f"--hostname=ncr-{os.getpid()}@%h",  # two workers of one host have each their own name, report and answers
