@@ -17,7 +17,7 @@ from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.package import plan_connections
 from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES
-from ncr_upload.adapters.sftp_dropoff.wire import Wire, quicken
+from ncr_upload.adapters.sftp_dropoff.wire import Wire, _Write, quicken
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
@@ -300,3 +300,13 @@ async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
         sealed = connection.send_packet.__self__.packets  # type: ignore[attr-defined]
     assert file.read_bytes() == content
     assert (sealed > len(content) / 32768) == cipher.startswith("aes"), "every packet of data, where the cipher is AES-GCM"
+
+
+@pytest.mark.parametrize("window", [1, 9, 10, 11, 64, 1000])
+def test_a_write_is_cut_into_pieces_of_any_size(window: int) -> None:
+    """As a channel cuts it whose window is nearly used up: also within the header."""
+    write, taken = _Write(b"0123456789", memoryview(HUGE)[:100]), b""
+    while len(write) > window:
+        taken += bytes(write[:window])
+        del write[:window]
+    assert taken + (b"" + write) == b"0123456789" + HUGE[:100]  # type: ignore[operator]

@@ -104,12 +104,15 @@ class _Write:
         return len(self._header) + len(self._block)
 
     def __getitem__(self, piece: slice) -> bytes | memoryview:
-        header = self._header
-        return header + self._block[: piece.stop - len(header)] if header else self._block[: piece.stop]
+        header, count = self._header, piece.stop
+        if not header:
+            return self._block[:count]
+        return header + self._block[: count - len(header)] if count > len(header) else header[:count]
 
     def __delitem__(self, piece: slice) -> None:
-        self._block = self._block[piece.stop - len(self._header) :]
-        self._header = b""
+        count = piece.stop
+        self._block = self._block[max(0, count - len(self._header)) :]
+        self._header = self._header[count:]
 
     def __radd__(self, before: bytes) -> bytes:
         return b"".join((before, self._header, self._block))
