@@ -14,7 +14,7 @@ import psutil
 from redis import RedisError
 from sqlalchemy import text
 
-from chaos.stack import LEASE_SECONDS, ChaosStack
+from chaos.stack import DATABASES, LEASE_SECONDS, ChaosStack
 from ncr_upload.application.crash_points import CRASH_POINTS
 
 BULK = {("s3", "down"), ("validator", "up"), ("sftp", "up")}
@@ -34,7 +34,7 @@ class Fault:
 
     name: str
     make: Make
-    databases: Sequence[str] = ("sqlite", "postgresql", "mariadb")
+    databases: Sequence[str] = DATABASES
     needs_disk: bool = False
 
     @property
@@ -216,7 +216,7 @@ def _ask_redis(stack: ChaosStack, *command: str) -> bool:
 
 # --- the database ----------------------------------------------------------------------------------------------------
 
-SERVERS = ("postgresql", "mariadb")
+SERVERS = DATABASES[1:]
 
 
 def _sql() -> list[Fault]:
@@ -244,6 +244,7 @@ async def _lock(stack: ChaosStack, numbers: random.Random) -> bool:
         "sqlite": "SELECT 1",  # its transactions lock the whole file as they begin
         "postgresql": "LOCK TABLE ncr_jobs IN ACCESS EXCLUSIVE MODE",
         "mariadb": "LOCK TABLES ncr_jobs WRITE",
+        "mysql": "LOCK TABLES ncr_jobs WRITE",
     }[stack.database]
     seconds = numbers.uniform(1, 6)
 
@@ -251,7 +252,7 @@ async def _lock(stack: ChaosStack, numbers: random.Random) -> bool:
         with stack.engine.begin() as connection:
             connection.execute(text(statement))
             time.sleep(seconds)
-            if stack.database == "mariadb":
+            if stack.database in ("mariadb", "mysql"):
                 connection.execute(text("UNLOCK TABLES"))
         return True
 

@@ -38,7 +38,7 @@ from ncr_upload.entrypoints.embedded.studio import create_tables
 from ncr_upload.entrypoints.embedded.supervisor import Supervisor
 from parts import require
 
-DATABASES = ("sqlite", "postgresql", "mariadb")
+DATABASES = ("sqlite", "postgresql", "mariadb", "mysql")
 PROXIED = ("redis", "s3", "validator", "sftp")
 SERVICE = ("api", "worker", "beat")
 DISK_BYTES = 1024**3
