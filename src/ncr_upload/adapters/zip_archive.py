@@ -22,6 +22,7 @@ from stream_zip import NO_COMPRESSION_32, NO_COMPRESSION_64, ZIP_32, ZIP_64, Mem
 
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.packages import PackageFile
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class _Entries:
     def _method(self, file: Arrival, large: bool) -> Method:
         compressed = PurePosixPath(file.target).suffix.lower() in COMPRESSED_TYPES
         if compressed and file.size < LARGE_BYTES:
-            whole = self._wait(file.whole()).file
+            whole = self._wait_for_whole(file)
             return (NO_COMPRESSION_64 if large else NO_COMPRESSION_32)(whole.size, whole.crc32)
         self._level = 0 if compressed else DEFLATE_LEVEL
         return ZIP_64 if large else ZIP_32
@@ -111,7 +112,8 @@ class _Entries:
     def _read(self, file: Arrival) -> Iterator[bytes]:
         offset, crc32 = 0, 0
         if file.size:
-            self._wait(file.beyond(0))
+            if not file.reached:
+                self._wait(file.beyond(0))
             with file.open() as source:
                 while offset < file.size:
                     size = min(CHUNK_BYTES, file.size - offset)  # whenever it came: how it is cut shows in what deflate makes
@@ -122,8 +124,11 @@ class _Entries:
                         raise _Changed
                     crc32, offset = isal_zlib.crc32(chunk, crc32), offset + len(chunk)
                     yield chunk
-        if self._wait(file.whole()).file.crc32 != crc32:
+        if self._wait_for_whole(file).crc32 != crc32:
             raise _Changed
+
+    def _wait_for_whole(self, file: Arrival) -> PackageFile:
+        return (file.local or self._wait(file.whole())).file
 
     def _wait(self, coming: Coroutine[Any, Any, T]) -> T:
         waiting = asyncio.run_coroutine_threadsafe(self._unless_stopped(coming), self.loop)

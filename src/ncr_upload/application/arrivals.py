@@ -44,7 +44,7 @@ class Follower:
 
 class Arrival(Follower):
     """A file that may be read while it arrives. `size` is what it will have, `target` its path in the package, and `place`
-    where it will be on this host; `reached` bytes of its beginning are there."""
+    where it will be on this host; `reached` bytes of its beginning are there, and `local` is set once it is whole."""
 
     def __init__(self, target: str, size: int, place: Path) -> None:
         self.target = target
@@ -53,7 +53,7 @@ class Arrival(Follower):
         self.reached = 0
         self._growing = place
         self._changed = asyncio.Event()
-        self._whole: LocalFile | None = None
+        self.local: LocalFile | None = None
 
     @classmethod
     def of(cls, local: LocalFile) -> Arrival:
@@ -71,14 +71,14 @@ class Arrival(Follower):
 
     def become(self, local: LocalFile) -> None:
         """It is whole."""
-        self._whole = local
+        self.local = local
         self.reach(local.file.size)
 
     async def whole(self) -> LocalFile:
         """The file once it is whole. Waits for ever for one that fails to arrive: whoever waits is cancelled then."""
-        while self._whole is None:
+        while self.local is None:
             await self._change()
-        return self._whole
+        return self.local
 
     async def beyond(self, offset: int) -> int:
         """Wait until more than `offset` (below `size`) bytes of its beginning are there; how many are. Waits as `whole`."""

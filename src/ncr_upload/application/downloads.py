@@ -38,16 +38,17 @@ class Downloads:
         self._room = _Room(workspace, host, limits)
         self._on_bytes = on_bytes
         self._objects: Sequence[ObjectInfo] = []
+        self._here: set[str] = set()
 
     async def prepare(self) -> int:
         """Look at every object and reserve room for them; how many seem to be here from an earlier attempt. Raises `Rejected`,
         `Unavailable`, and `Deferred` where there is no room."""
         self._objects = await self._stat_all()
         self.size = PackageSize(len(self.plan), sum(found.size for found in self._objects))
-        here = await asyncio.to_thread(self._workspace.clear_all_but, self._objects)
-        missing_bytes = sum(found.size for found in self._objects if found.key not in here)
+        self._here = await asyncio.to_thread(self._workspace.clear_all_but, self._objects)
+        missing_bytes = sum(found.size for found in self._objects if found.key not in self._here)
         await asyncio.to_thread(self._room.take, self.size.bytes, missing_bytes)
-        return len(here)
+        return len(self._here)
 
     def begin(self, at_once: int) -> None:
         """Fetch every file, `at_once` large ones at a time."""
@@ -90,8 +91,10 @@ class Downloads:
         return [answer for answer in found if isinstance(answer, ObjectInfo)]
 
     async def _fetch(self, planned: PlannedFile, found: ObjectInfo, turns: Turns, arrival: Arrival) -> LocalFile:
-        async with turns.take(found.size):
-            fetched = await asyncio.to_thread(self._workspace.find, found)
+        fetched = None
+        if found.key in self._here:
+            async with turns.take(found.size):
+                fetched = await asyncio.to_thread(self._workspace.find, found)
         if fetched is not None:
             self.kept_files += 1
             self._on_bytes(fetched.size)
