@@ -229,7 +229,8 @@ def _sql() -> list[Fault]:
         *on_connections,
         Fault("database: locked", _lock),
         Fault("database: killed", _kill_database, SERVERS),
-        Fault("database: COMMIT's answer lost", _lose("database", b"COMMIT"), SERVERS),
+        Fault("database: COMMIT's answer lost", _lose("database", b"COMMIT\0"), ("postgresql",)),  # not READ COMMITTED
+        Fault("database: COMMIT's answer lost", _lose("database", b"COMMIT"), ("mariadb", "mysql")),
     ]
 
 

@@ -21,7 +21,7 @@ from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatusBoard
 from ledgers import Ledger, sql_ledger
 from ncr_upload.adapters.celery_queue import QUEUE
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
-from ncr_upload.adapters.sql.engine import CONTENDED_TRIES, open_engine, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.engine import CONTENDED_TRIES, RESTED_SECONDS, open_engine, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.domain.errors import Unavailable
@@ -269,6 +269,7 @@ def test_while_its_server_is_down_the_api_answers_503_and_afterwards_goes_on(mor
         assert http.get(f"/job-status/{task_id}").json()["status"] == "pending"
         mortal.kill()
         mortal.start()  # while nobody asks: no caller pays for the connections that are gone
+        time.sleep(RESTED_SECONDS)
         assert http.post("/process-job", json=JOB | {"job_id": "job-3"}).status_code == 202
     engine.dispose()
 

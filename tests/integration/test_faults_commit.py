@@ -48,6 +48,10 @@ COMMITS = {
 """Where an attempt is → what it commits next."""
 
 
+COMMIT = {"postgresql": b"COMMIT\0", "mysql": b"COMMIT"}
+"""The statement, as it goes over the wire; PostgreSQL's BEGIN may name READ COMMITTED."""
+
+
 @dataclass
 class Behind:
     """A database and the proxy in front of it. `engine` goes to it directly, `url` through the proxy."""
@@ -57,7 +61,7 @@ class Behind:
     proxy: FaultProxy
 
     def lose_commit(self) -> None:
-        self.proxy.lose_answer(b"COMMIT")
+        self.proxy.lose_answer(COMMIT[self.engine.dialect.name])
 
 
 @pytest.fixture(scope="module", params=SERVERS)
