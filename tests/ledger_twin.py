@@ -30,7 +30,7 @@ from ncr_upload.application.ports import (
 from ncr_upload.domain.batches import BatchLoad, Share, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import LIVE, Claim, Event, NewJob, Problem, Stage, Status, Task, may_follow, progress_percent
-from ncr_upload.domain.packages import PackageFile, PackageSize, measure
+from ncr_upload.domain.packages import DeliveredFile, PackageFile, PackageSize, measure
 from ncr_upload.domain.parking import FORGOTTEN_SECONDS, Parked, plan_probing
 from ncr_upload.domain.retries import LOOKS, count_attempt
 
@@ -292,6 +292,15 @@ class MemoryLedger:
             if row.cancel_requested:
                 raise CancelRequested(claim.task.task_id)
             row.claimable_at = self._clock() + claim.lease_seconds
+
+    def delivered_files(self, job_id: str) -> list[DeliveredFile]:
+        with self._lock:
+            done = [row for row in self._rows.values() if row.task.job_id == job_id and row.task.status is Status.COMPLETED]
+            return [
+                DeliveredFile(file.target, file.size, file.sha256, file.mtime)
+                for file in (done[-1].files if done else ())
+                if file.mtime is not None
+            ]
 
     def advance(
         self,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ncr_upload.application.arrivals import Follower, Turns
-from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Staged, Verdict
+from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Previous, Staged, Verdict
 from ncr_upload.domain.errors import LeaseLost, Rejected, Unavailable
 
 CHUNK_BYTES = 64 * 1024
@@ -144,7 +144,14 @@ class MemoryDropoffSession:
             if older != fence:
                 self._remove(task_id, older)
 
-    async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
+    async def stage(
+        self,
+        task_id: str,
+        fence: int,
+        files: AsyncIterator[LocalFile],
+        on_bytes: OnBytes,
+        previous: Previous | None = None,
+    ) -> Staged:
         _fail_if_told(self._place.failures, "stage")
         package = self._own(task_id, fence).package
         if package is None:

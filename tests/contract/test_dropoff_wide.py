@@ -191,9 +191,13 @@ async def test_a_split_file_that_was_cut_off_goes_on_from_where_it_was(
 ) -> None:
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
-        place.proxy.cut_after(9 * MEGABYTE)  # of one of three connections
+        place.proxy.throttle(all_bytes_per_second=20 * MEGABYTE)
+        staging = asyncio.create_task(session.stage("task", 1, arriving(huge(tmp_path / "same")), lambda _: None))
+        while place.proxy.count()["up"] < 22 * MEGABYTE:
+            await asyncio.sleep(0.01)
+        assert place.proxy.cut() == 3
         with pytest.raises(Unavailable):
-            await session.stage("task", 1, arriving(huge(tmp_path / "same")), lambda _: None)
+            await staging
     place.proxy.heal()
     await at_rest(place)
     (part,) = place.parts()

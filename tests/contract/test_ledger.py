@@ -12,6 +12,7 @@ from ledgers import Ledger
 from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused, Wanted
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
+from ncr_upload.domain.packages import DeliveredFile, PackageFile
 
 PROBLEM = Problem("code", "transient", "what", "next")
 JOB = NewJob("job-1", "ann", "spring", 7)
@@ -421,3 +422,19 @@ def test_many_tasks_are_read_in_the_order_asked_for(ledger: Ledger) -> None:
     first, second = ledger.accept("job-1", "job-2")
     found = ledger.submissions.tasks([second.task_id, "never", first.task_id])
     assert [None if task is None else task.job_id for task in found] == ["job-2", None, "job-1"]
+
+
+def test_the_files_of_the_last_delivery_are_told_with_the_times_they_had_at_the_destination(ledger: Ledger) -> None:
+    def end(status: Status, *files: PackageFile) -> None:
+        task = ledger.accept("job-1")[0]
+        claim = ledger.uploading(task)
+        ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", files=files)
+        problem = None if status is Status.COMPLETED else PROBLEM
+        ledger.claims.finish(claim, status=status, stage=Stage.DONE, message="", problem=problem)
+
+    assert list(ledger.claims.delivered_files("job-1")) == []
+    end(Status.COMPLETED, PackageFile("k", "S/a", 3, "aa", 1, "e", mtime=1000))
+    end(Status.COMPLETED, PackageFile("k", "S/b", 5, "bb", 1, "e", mtime=2**33), PackageFile("k", "S/c", 5, "cc", 1, "e"))
+    end(Status.FAILED, PackageFile("k", "S/d", 7, "dd", 1, "e", mtime=3000))
+    assert list(ledger.claims.delivered_files("job-1")) == [DeliveredFile("S/b", 5, "bb", 2**33)]
+    assert list(ledger.claims.delivered_files("JOB-1")) == []

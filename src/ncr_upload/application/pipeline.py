@@ -29,6 +29,7 @@ from ncr_upload.application.ports import (
     Host,
     ObjectStore,
     Parking,
+    Previous,
     Recording,
     Staged,
     StudioJob,
@@ -40,7 +41,7 @@ from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
-from ncr_upload.domain.packages import PlannedFile
+from ncr_upload.domain.packages import PackageFile, PlannedFile
 from ncr_upload.domain.retries import ErrorClass
 from ncr_upload.domain.selection import select_files
 
@@ -94,6 +95,7 @@ class Delivery:
         self.live = live
         self.announced_publish = claim.publish_fence is not None
         self.reach = reach
+        self.package: Sequence[PackageFile] = ()
         self.staged = Staged(0, 0)
         self.early_bytes = 0
 
@@ -316,15 +318,16 @@ class Delivery:
 
     async def begin_upload(self, downloads: Downloads) -> None:
         """The package as it will be delivered is written down."""
-        files = [local.file for local in downloads.results()]
+        self.package = files = [local.file for local in downloads.results()]
         message = f"uploading {len(files)} files, {downloads.size.bytes} bytes"
         await self._advance(Status.UPLOADING, Stage.UPLOAD, message, files=files, total_bytes=downloads.size.bytes)
         self.live.add_bytes(self.early_bytes)
 
     async def upload(self, destination: DropoffSession, downloads: Downloads) -> None:
         """Into the staging folder, keeping what is there of the very same package."""
-        files = downloads.as_they_come()
-        self.staged = await destination.stage(self.task.task_id, self.claim.fence, files, self._count_uploaded)
+        files, job_id = downloads.as_they_come(), self.task.job_id
+        previous = Previous(job_id, await self._call(self.ports.claims.delivered_files, job_id))
+        self.staged = await destination.stage(self.task.task_id, self.claim.fence, files, self._count_uploaded, previous)
 
     def _count_uploaded(self, count: int) -> None:
         if self.live.stage is Stage.UPLOAD:
@@ -335,11 +338,12 @@ class Delivery:
     async def publish(self, destination: DropoffSession) -> None:
         """Make the package visible, whole, by one directory rename."""
         await self._require_unchanged()
-        kept = f" ({self.staged.kept_bytes} bytes were there from the attempt before)" if self.staged.kept_bytes else ""
-        message = f"every file is staged{kept}; publishing as {self.task.job_id}/{self.task.sku}"
+        times = self.staged.mtimes
+        message = f"every file is staged{self.staged.remark}; publishing as {self.task.job_id}/{self.task.sku}"
+        files = [replace(file, mtime=times.get(file.target)) for file in self.package] if times else None
         assert self.task.sku is not None
         rehearsed = self.ports.catalogue.rehearsed(self.task, self.task.sku)
-        await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True, also=rehearsed)
+        await self._advance(Status.UPLOADING, Stage.PUBLISH, message, announce_publish=True, files=files, also=rehearsed)
         self.announced_publish = True
         self.reach("publish:before")
         self.lease.check()

@@ -6,9 +6,9 @@ few seconds inside). Every method may raise `Unavailable` when its part cannot b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ncr_upload.domain.batches import Share, WorkerRoom
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Claim, Event, NewJob, Problem, Stage, Status, Task
-from ncr_upload.domain.packages import PackageFile, PackageSize, SourceFile
+from ncr_upload.domain.packages import DeliveredFile, PackageFile, PackageSize, SourceFile
 from ncr_upload.domain.parking import Parked
 
 if TYPE_CHECKING:
@@ -142,10 +142,29 @@ class Validator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What an earlier attempt had staged and need not be sent again: whole files, and bytes, those of parts included."""
+    """What need not be sent again. Kept is what an earlier attempt had staged: whole files, and bytes, those of parts included.
+    Linked is what the previous delivery has unchanged. `mtimes`: see `PackageFile.mtime`, by target."""
 
     kept_files: int
     kept_bytes: int
+    linked_files: int = 0
+    linked_bytes: int = 0
+    mtimes: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def remark(self) -> str:
+        """For the timeline; empty when everything was sent."""
+        kept = f" ({self.kept_bytes} bytes were there from the attempt before)" if self.kept_bytes else ""
+        linked = f" ({self.linked_files} files, {self.linked_bytes} bytes, were linked from the previous delivery)"
+        return kept + (linked if self.linked_files else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What was delivered last as `job_id`, as far as it is known by hash, size and time."""
+
+    job_id: str
+    files: Sequence[DeliveredFile]
 
 
 class Dropoff(Protocol):
@@ -160,7 +179,25 @@ class Dropoff(Protocol):
         """Server, folder and login name in one line, no secret in it."""
 
     def session(self) -> AbstractAsyncContextManager[DropoffSession]:
-        """Connect, with the host key pinned."""
+        """Connect, with the host key pinned. Raises `Deferred` when all workers together have all the connections they may."""
+
+
+class Sharing(Protocol):
+    """What all workers, on every host, share of a destination. Only the database's clock counts. Every method may raise
+    `Unavailable`."""
+
+    def take_connection(self, destination: str, holder: str, most: int, leave: int, lease_seconds: float) -> int | None:
+        """The number of one of the `most` connections, held from now on until it is given back or its lease runs out; None
+        when no more than `leave` of them are free."""
+
+    def renew_connections(self, holder: str, count: int, lease_seconds: float) -> bool:
+        """Hold on to those `count` that the holder has; False when one was lost."""
+
+    def release_connections(self, holder: str, slot: int | None = None) -> None:
+        """Give back one, or all that the holder has."""
+
+    def book_bytes(self, destination: str, count: int, bytes_per_second: float) -> float:
+        """Book the next `count` bytes at this rate; in how many seconds they may begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +219,19 @@ class DropoffSession(Protocol):
         staged, which also takes it away from any worker that still holds the older fence. A delivery that was renamed
         aside for a package that did not follow is put back at once."""
 
-    async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
+    async def stage(
+        self,
+        task_id: str,
+        fence: int,
+        files: AsyncIterator[LocalFile],
+        on_bytes: OnBytes,
+        previous: Previous | None = None,
+    ) -> Staged:
         """Upload the files into the staging folder as they become known; after the last, verify every size. Files that an
-        earlier attempt staged whole and with the same hash are kept, and those it staged in part are continued; whatever
-        else is there goes. A failure of `files` ends it and is raised. When the disk is full, everything staged goes. If it
-        is cancelled, what was staged stays for the next attempt, or for `discard`."""
+        earlier attempt staged whole and with the same hash are kept, and those it staged in part are continued; what the
+        previous delivery has unchanged is linked, where the server can, and never written into; whatever else is there goes.
+        A failure of `files` ends it and is raised. When the disk is full, everything staged goes. If it is cancelled, what was
+        staged stays for the next attempt, or for `discard`."""
 
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside, then `between` called.
@@ -372,6 +417,9 @@ class Claims(Protocol):
 
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """Take the task if it is due and nobody's lease is running; None otherwise."""
+
+    def delivered_files(self, job_id: str) -> Sequence[DeliveredFile]:
+        """The files of the last completed task of the job, those whose `mtime` is known."""
 
     def renew(self, claim: Claim) -> None:
         """Extend the lease from the database's now. Raises `LeaseLost`, `CancelRequested`."""

@@ -57,7 +57,7 @@ class StillParked(DestinationParked):
 
 
 class Deferred(DeliveryError):
-    """This host has no room for the job now."""
+    """There is no room for the job now: on this host, or in what all workers may use of the destination."""
 
 
 class LeaseLost(DeliveryError):

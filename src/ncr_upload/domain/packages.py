@@ -24,7 +24,8 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class PackageFile:
-    """A downloaded file of the package. `size` in bytes; `sha256` lower-case hex; `crc32` as zip has it."""
+    """A downloaded file of the package. `size` in bytes; `sha256` lower-case hex; `crc32` as zip has it. `mtime` is when it was
+    written at the destination, in seconds by its clock; None until it is staged, or where that cannot be told for certain."""
 
     key: str
     target: str
@@ -32,6 +33,17 @@ class PackageFile:
     sha256: str
     crc32: int
     etag: str
+    mtime: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredFile:
+    """A file as it was delivered, and as the destination showed it then."""
+
+    target: str
+    size: int
+    sha256: str
+    mtime: int
 
 
 @dataclass(frozen=True, slots=True)

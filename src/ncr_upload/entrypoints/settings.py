@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     sftp_base_dir: str = "/"
     sftp_connections: int = Field(4, ge=1, le=16, description="SSH connections of one job, where the server is far enough.")
     sftp_channels: int = Field(4, ge=1, le=16, description="Channels in each connection.")
+    sftp_max_connections: int = Field(0, ge=0, description="To one destination, of all workers on all hosts; 0 is no limit.")
+    sftp_max_bytes_per_second: int = Field(0, ge=0, description="To one destination, of all workers together; 0 is no limit.")
     sftp_timeout_seconds: float = Field(30, gt=0)
 
     stage_before_verdict: bool = Field(

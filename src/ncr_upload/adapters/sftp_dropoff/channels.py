@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import asyncssh
 
+from ncr_upload.adapters.sftp_dropoff.allowance import Allowance
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin, connect, disconnect
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
 from ncr_upload.adapters.sftp_dropoff.wire import quicken
@@ -15,15 +16,13 @@ from ncr_upload.domain.errors import DeliveryError, Unavailable
 Place = tuple[int, int]
 """Number of a connection, and of a channel in it."""
 
-FILES_PER_CONNECTION = 64
-"""Open at once, so that many small files do not each wait for their round trips."""
-
 
 class Channels:
     """At most `connections` with `channels` in each. A server that refuses some is used with the rest."""
 
-    def __init__(self, login: SftpLogin, timeout_seconds: float, connections: int, channels: int) -> None:
+    def __init__(self, login: SftpLogin, timeout_seconds: float, connections: int, channels: int, allowance: Allowance) -> None:
         self._login = login
+        self.allowance = allowance
         self._timeout_seconds = timeout_seconds
         self._most_connections = connections
         self._channels = channels
@@ -31,7 +30,6 @@ class Channels:
         self._connecting: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._remotes: dict[Place, Remote] = {}
         self.most = connections * channels
-        self.files_at_once = max(1, FILES_PER_CONNECTION // channels)
 
     @property
     def first(self) -> Remote:
@@ -46,7 +44,8 @@ class Channels:
         ]
 
     async def start(self) -> None:
-        """Open the first channel. Raises `DestinationParked` (host key, login, settings) or `Unavailable`."""
+        """Open the first channel. Raises `DestinationParked` (host key, login, settings), `Unavailable`, or `Deferred`."""
+        await self.allowance.take_first()
         self._connections[0] = connection = await self._connect()
         self._remotes[0, 0] = await self._start_sftp(connection)
 
@@ -64,12 +63,24 @@ class Channels:
 
     async def close(self) -> None:
         await asyncio.gather(*(disconnect(each) for each in self._connections.values() if each is not None))
+        await self.allowance.close()
+
+    def abort(self) -> None:
+        """Close every connection at once: this session has no right to them any more."""
+        for connection in self._connections.values():
+            if connection is not None:
+                connection.abort()
 
     async def _connection(self, number: int) -> asyncssh.SSHClientConnection | None:
         async with self._connecting[number]:
             if number not in self._connections:
                 self._connections[number] = None  # not asked for again, whatever comes
-                self._connections[number] = await self._connect()
+                if await self.allowance.take_further():
+                    try:
+                        self._connections[number] = await self._connect()
+                    except DeliveryError:
+                        await self.allowance.give_back_one()
+                        raise
             return self._connections[number]
 
     async def _connect(self) -> asyncssh.SSHClientConnection:

@@ -21,11 +21,13 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncssh
 
+from ncr_upload.adapters.sftp_dropoff.allowance import Allowance, Limits
 from ncr_upload.adapters.sftp_dropoff.channels import Channels
+from ncr_upload.adapters.sftp_dropoff.links import Links
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin
 from ncr_upload.adapters.sftp_dropoff.package import STAGING, StagedPackage, check_relative
 from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, disk_full
-from ncr_upload.application.ports import Leftover, LocalFile, OnBytes, Staged
+from ncr_upload.application.ports import Leftover, LocalFile, OnBytes, Previous, Staged
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Unavailable
 
 ROOM_FOR_MORE_BYTES = 1024 * 1024
@@ -44,10 +46,12 @@ class SftpDropoff:
         channels: int = 4,
         timeout_seconds: float = 30,
         connections: int = 4,
+        limits: Limits | None = None,
     ) -> None:
         self._login = login
         self._base = posixpath.normpath(base_dir) if base_dir else "."
         self._connections = connections
+        self._limits = limits
         self._channels = channels
         self._timeout_seconds = timeout_seconds
 
@@ -57,7 +61,8 @@ class SftpDropoff:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[SftpSession]:
-        channels = Channels(self._login, self._timeout_seconds, self._connections, self._channels)
+        allowance = Allowance(self.destination, self._limits, lambda: channels.abort())
+        channels = Channels(self._login, self._timeout_seconds, self._connections, self._channels, allowance)
         try:
             await channels.start()
             yield SftpSession(channels, self._base)
@@ -269,10 +274,17 @@ class SftpSession:
 
     # --- staging ------------------------------------------------------------------------------------------------
 
-    async def stage(self, task_id: str, fence: int, files: AsyncIterator[LocalFile], on_bytes: OnBytes) -> Staged:
+    async def stage(
+        self,
+        task_id: str,
+        fence: int,
+        files: AsyncIterator[LocalFile],
+        on_bytes: OnBytes,
+        previous: Previous | None = None,
+    ) -> Staged:
         """On a full disk nothing stays staged: of several jobs that wait for room, one at least shall find it."""
         name = _name(task_id, fence)
-        package = StagedPackage(self._channels, self._path(name), on_bytes)
+        package = StagedPackage(self._channels, self._path(name), Links(self._remote, self._base, previous), on_bytes)
         fresh = name in self._fresh
         self._fresh.discard(name)
         try:

@@ -7,6 +7,7 @@ import json
 import posixpath
 import secrets
 from contextlib import suppress
+from typing import NamedTuple
 
 from ncr_upload.adapters.sftp_dropoff.remote import Missing, Remote
 
@@ -14,12 +15,23 @@ GROUP_SECONDS = 0.5
 """So long finished files are collected for one manifest, as long as more files are to come."""
 
 
-class Manifest:
-    """Target → SHA-256 of every file that is in `package` or on its way there. What has another hash there must be removed
-    before its target is `note`d, and what arrives is given its name only once the manifest `cover`s it: so the file of a
-    target has the hash that the manifest says, or is not there."""
+LINKED = ""
+"""No target has this name: below it are the times of those that are links into the previous delivery."""
 
-    def __init__(self, remote: Remote, own: str, written: dict[str, str]) -> None:
+
+class Entry(NamedTuple):
+    """The SHA-256 of a staged file; if it is a link, also the time it had when it was linked."""
+
+    sha256: str
+    linked_mtime: int | None = None
+
+
+class Manifest:
+    """Target → what is in `package` or on its way there. What differs from it there must be removed before its target is
+    `note`d, and what arrives is given its name only once the manifest `cover`s it: so the file of a target is what the
+    manifest says, or is not there."""
+
+    def __init__(self, remote: Remote, own: str, written: dict[str, Entry]) -> None:
         self._remote = remote
         self._own = own
         self._written = written
@@ -31,16 +43,21 @@ class Manifest:
     async def read(cls, remote: Remote, own: str) -> Manifest:
         """Empty where there is none, or one that cannot be read: then nothing staged is kept."""
         try:
-            written = json.loads(await remote.read(_path(own)))
-        except (Missing, ValueError):
+            content = json.loads(await remote.read(_path(own)))
+            linked = content.pop(LINKED, {})
+            written = {target: Entry(sha256, linked.get(target)) for target, sha256 in content.items()}
+        except (Missing, ValueError, AttributeError):
             written = {}
-        return cls(remote, own, written if isinstance(written, dict) else {})
+        return cls(remote, own, written)
 
-    def sha256(self, target: str) -> str | None:
+    def entry(self, target: str) -> Entry | None:
         return self._written.get(target)
 
-    def note(self, target: str, sha256: str) -> None:
-        self._noted[target] = sha256
+    def linked(self) -> set[str]:
+        return {target for target, entry in self._written.items() if entry.linked_mtime is not None}
+
+    def note(self, target: str, entry: Entry) -> None:
+        self._noted[target] = entry
 
     async def complete(self) -> None:
         """No more files are to come: cover all of them at once."""
@@ -57,11 +74,15 @@ class Manifest:
                 await asyncio.wait_for(self._complete.wait(), GROUP_SECONDS)
             await self._write(dict(self._noted))
 
-    async def _write(self, noted: dict[str, str]) -> None:
+    async def _write(self, noted: dict[str, Entry]) -> None:
         if noted == self._written:
             return
+        content: dict[str, object] = {target: entry.sha256 for target, entry in noted.items()}
+        linked = {target: entry.linked_mtime for target, entry in noted.items() if entry.linked_mtime is not None}
+        if linked:
+            content[LINKED] = linked
         part = posixpath.join(self._own, "parts", f"manifest-{secrets.token_hex(8)}")
-        await self._remote.write(part, json.dumps(noted).encode())
+        await self._remote.write(part, json.dumps(content).encode())
         await self._remote.replace(part, _path(self._own))
         self._written = noted
 

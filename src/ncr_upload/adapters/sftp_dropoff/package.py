@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 
 from ncr_upload.adapters.sftp_dropoff.channels import Channels, Place
-from ncr_upload.adapters.sftp_dropoff.manifest import Manifest
+from ncr_upload.adapters.sftp_dropoff.links import Links, settle_times
+from ncr_upload.adapters.sftp_dropoff.manifest import Entry, Manifest
 from ncr_upload.adapters.sftp_dropoff.remote import Failed, Tree
 from ncr_upload.adapters.sftp_dropoff.track import ALL_BYTES, LINK_BYTES, Flow, Signal, Track
 from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Part, Upload
@@ -65,7 +66,8 @@ class _Queue:
 class StagedPackage:
     """What is staged, and how it becomes the package that is wanted."""
 
-    def __init__(self, channels: Channels, own: str, on_bytes: OnBytes) -> None:
+    def __init__(self, channels: Channels, own: str, links: Links, on_bytes: OnBytes) -> None:
+        self._previous = links
         self._channels = channels
         self._remote = channels.first
         self._own = own
@@ -87,11 +89,12 @@ class StagedPackage:
         self._started = False
         self._kept_files = 0
         self._kept_bytes = 0
+        self._linked_files = 0
+        self._linked_bytes = 0
 
     async def stage(self, files: AsyncIterator[LocalFile], fresh: bool) -> Staged:
         """The first failure, of a file's arrival too, stops the rest and is raised. Nothing is there yet when it is `fresh`."""
-        if not fresh:
-            self._left = await self._look()
+        _, self._left = await asyncio.gather(self._previous.look(), self._look(fresh))
         try:
             async with asyncio.TaskGroup() as group:
                 receiving = group.create_task(self._receive(files, group))
@@ -103,8 +106,8 @@ class StagedPackage:
         finally:
             for upload in self._uploads:
                 upload.close()
-        await self._verify()
-        return Staged(self._kept_files, self._kept_bytes)
+        times = await settle_times(self._remote, self._package, await self._verify(), self._manifest.linked())
+        return Staged(self._kept_files, self._kept_bytes, self._linked_files, self._linked_bytes, times)
 
     def _choose(self, failures: ExceptionGroup[Exception]) -> Exception:
         """The first one; of all that a lost connection has failed, the one that names a file of the package."""
@@ -116,8 +119,10 @@ class StagedPackage:
         """For what somebody else may have put into a folder that was made a moment ago."""
         self._left = set((await self._remote.tree(self._package)).files)
 
-    async def _look(self) -> set[str]:
+    async def _look(self, fresh: bool) -> set[str]:
         """What an earlier attempt has left."""
+        if fresh:
+            return set()
         self._there, self._manifest, parts = await asyncio.gather(
             self._remote.tree(self._package),
             Manifest.read(self._remote, self._own),
@@ -130,6 +135,7 @@ class StagedPackage:
     # --- what is wanted -----------------------------------------------------------------------------------------
 
     async def _receive(self, files: AsyncIterator[LocalFile], group: asyncio.TaskGroup) -> None:
+        linking = []
         async for local in files:
             target = local.file.target
             check_relative(target)
@@ -141,18 +147,42 @@ class StagedPackage:
                 self._on_bytes(local.file.size)
                 continue
             await self._remove_obstacles(target)
-            self._manifest.note(target, local.file.sha256)
             group.create_task(self._make_folder(posixpath.dirname(target)))
-            self._queue.put(self._upload_of(local))
-            self._add_tracks(group)
+            source = self._previous.find(local.file)
+            if source is not None:
+                self._manifest.note(target, Entry(local.file.sha256, source[1]))
+                linking.append(group.create_task(self._link(local, source[0], group)))
+            else:
+                self._send_later(local, group)
         group.create_task(self._manifest.complete())
+        await asyncio.gather(*linking)
         self._queue.close()
         parts = [posixpath.join(self._own, "parts", name) for name in self._parts]
         group.create_task(self._remote.remove_files(parts))
 
     def _is_whole(self, local: LocalFile) -> bool:
+        """A link must show the time it was linked with: whoever writes into the delivered file writes into it."""
+        seen, entry = self._there.files.get(local.file.target), self._manifest.entry(local.file.target)
+        if seen is None or entry is None or (seen.size, entry.sha256) != (local.file.size, local.file.sha256):
+            return False
+        return entry.linked_mtime in (None, seen.mtime)
+
+    def _send_later(self, local: LocalFile, group: asyncio.TaskGroup) -> None:
+        self._manifest.note(local.file.target, Entry(local.file.sha256))
+        self._queue.put(self._upload_of(local))
+        self._add_tracks(group)
+
+    async def _link(self, local: LocalFile, source: str, group: asyncio.TaskGroup) -> None:
+        """Give what is delivered already a second name in the package; what cannot be linked is sent."""
         target = local.file.target
-        return self._there.files.get(target) == local.file.size and self._manifest.sha256(target) == local.file.sha256
+        await self._manifest.cover(target)
+        await self._make_folder(posixpath.dirname(target))
+        if not await self._previous.link(source, posixpath.join(self._package, target)):
+            self._send_later(local, group)
+            return
+        self._linked_files += 1
+        self._linked_bytes += local.file.size
+        self._on_bytes(local.file.size)
 
     async def _remove_obstacles(self, target: str) -> None:
         """What an earlier attempt staged at this place, or a file where a folder is needed, or a folder where the file is."""
@@ -208,7 +238,8 @@ class StagedPackage:
         remote = await self._channels.open(place)
         if remote is None:
             return
-        track = Track(remote, self._links[place[0]], self._flow, self._channels.files_at_once)
+        link, channels = self._links[place[0]], self._channels
+        track = Track(remote, link, self._flow, channels.allowance)
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(track.watch())
             async with asyncio.TaskGroup() as sending:
@@ -268,13 +299,21 @@ class StagedPackage:
                 await self._remote.make_folder(posixpath.join(self._package, folder))
                 self._made.add(folder)
 
-    async def _verify(self) -> None:
+    async def _verify(self) -> Tree:
         """Remove what was left there and is not wanted; then every size, and that nothing else is there."""
         tree = await self._remote.tree(self._package, self._made)
         wanted = {target: local.file.size for target, local in self._wanted.items()}
         unwanted = [path for path in tree.files if path in self._left and path not in wanted]
         await self._remote.remove_files(posixpath.join(self._package, path) for path in unwanted)
-        found = {path: size for path, size in tree.files.items() if path not in unwanted}
+        found = {path: seen.size for path, seen in tree.files.items() if path not in unwanted}
+        for path, seen in tree.files.items():
+            entry = self._manifest.entry(path)
+            if path in wanted and entry is not None and entry.linked_mtime not in (None, seen.mtime):
+                raise Unavailable(
+                    "staged_differs",
+                    f"{self._remote.address}: the delivered {path} was changed while it was being linked",
+                    "It is uploaded again.",
+                )
         differing = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
         if differing:
             first = differing[0]
@@ -287,6 +326,7 @@ class StagedPackage:
         needed = {folder for target in wanted for folder in _parents(target)}
         folders = [path for path in tree.folders if path not in needed]
         await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
+        return tree
 
 
 def plan_connections(waiting_bytes: int, round_trip_seconds: float) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncssh
 from asyncssh import FILEXFER_TYPE_DIRECTORY
@@ -33,11 +33,18 @@ class Failed(Unavailable):
     """The server said no without saying why (SFTP version 3 has one code for most things)."""
 
 
+class Seen(NamedTuple):
+    """What a server shows of a file. `mtime` is in seconds by its own clock; 0 where it does not tell."""
+
+    size: int
+    mtime: int
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What is below a folder, by relative path: files with their size, folders from the top down."""
+    """What is below a folder, by relative path: files, and folders from the top down."""
 
-    files: dict[str, int]
+    files: dict[str, Seen]
     folders: list[str]
 
 
@@ -162,6 +169,10 @@ class Remote:
 
         await self.ask(f"write {path}", write())
 
+    async def set_time(self, path: str, mtime: int) -> None:
+        attrs = asyncssh.SFTPAttrs(atime=mtime, mtime=mtime)
+        await self.ask(f"set the time of {path}", self.channel.setstat(path, attrs))
+
     async def make_folder(self, path: str) -> None:
         """Make it in its parent, which must be there; it may exist."""
         try:
@@ -199,7 +210,7 @@ class Remote:
                     if attrs.type == FILEXFER_TYPE_DIRECTORY:
                         found.add(path)
                     else:
-                        tree.files[path] = attrs.size or 0
+                        tree.files[path] = Seen(attrs.size or 0, int(attrs.mtime or 0))
 
         await at_most(MAX_REQUESTS, (look(folder) for folder in folders))
         tree.folders.extend(found)

@@ -6,6 +6,7 @@ import asyncio
 
 import asyncssh
 
+from ncr_upload.adapters.sftp_dropoff.allowance import Allowance
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
 from ncr_upload.adapters.sftp_dropoff.wire import Answer, Wire
 
@@ -15,6 +16,10 @@ behind it."""
 
 ALL_BYTES = 8 * 1024 * 1024
 """Under way in all channels of a session, so that memory does not grow with them."""
+
+
+FILES_AT_ONCE = 64
+"""Open at once in a channel, so that many small files do not each wait for their round trips."""
 
 
 class Signal:
@@ -53,13 +58,13 @@ class Flow:
 
 
 class Track:
-    """`turn` belongs to the file whose bytes go out, so that one file after another is complete. At most `files_at_once` are
-    open, and of LINK_BYTES together unless it is one."""
+    """`turn` belongs to the file whose bytes go out, so that one file after another is complete. At most
+    FILES_AT_ONCE are open, and of LINK_BYTES together unless it is one."""
 
-    def __init__(self, remote: Remote, link: Flow, flow: Flow, files_at_once: int) -> None:
+    def __init__(self, remote: Remote, link: Flow, flow: Flow, allowance: Allowance) -> None:
         self.remote = remote
+        self._allowance = allowance
         self.turn = asyncio.Lock()
-        self._files_at_once = files_at_once
         self._files = 0
         self._file_bytes = 0
         self._closed = Signal()
@@ -75,7 +80,7 @@ class Track:
         return min(most, self._limit_bytes)
 
     async def have_room_for_a_file(self) -> None:
-        while self._file_bytes >= LINK_BYTES or self._files >= self._files_at_once:
+        while self._file_bytes >= LINK_BYTES or self._files >= FILES_AT_ONCE:
             await self._closed.wait()
 
     def take(self, size: int) -> None:
@@ -91,6 +96,8 @@ class Track:
 
     async def have_room(self, count: int) -> None:
         """Until so many bytes may go out."""
+        if self._allowance.is_paced:
+            await self._allowance.pace(count)
         for flow in self._flows:
             await flow.have_room(count)
 

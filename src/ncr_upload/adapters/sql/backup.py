@@ -20,11 +20,13 @@ from ncr_upload.adapters.sql.rows import read_now, write_event
 from ncr_upload.adapters.sql.tables import (
     batches,
     conflicts,
+    connections,
     duties,
     events,
     files,
     idempotency,
     jobs,
+    pace,
     parked_destinations,
     workers,
 )
@@ -41,7 +43,7 @@ KEYED = {jobs: "task_id", batches: "batch_id", idempotency: "idempotency_key"}
 """Saved by this key: a row whose key the ledger still has stays as it is, being the newer."""
 CHILDREN = {events: (jobs, "task_id"), files: (jobs, "task_id"), conflicts: (batches, "batch_id")}
 """Come back with their parent."""
-LEFT_OUT = frozenset({parked_destinations, duties, workers})
+LEFT_OUT = frozenset({parked_destinations, duties, workers, connections, pace})
 """Found out anew."""
 
 

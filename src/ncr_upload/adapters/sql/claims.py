@@ -15,7 +15,7 @@ from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, may_follow
-from ncr_upload.domain.packages import PackageFile, PackageSize, measure
+from ncr_upload.domain.packages import DeliveredFile, PackageFile, PackageSize, measure
 from ncr_upload.domain.retries import count_attempt
 
 CLEANING_GRACE_SECONDS = 10.0
@@ -57,6 +57,21 @@ class SqlClaims:
             if renewed.rowcount != 1:
                 raise LeaseLost(claim.task.task_id, claim.fence)
             _refuse_cancelled(connection, claim)
+
+    def delivered_files(self, job_id: str) -> Sequence[DeliveredFile]:
+        """See `Claims.delivered_files`."""
+        last = (
+            select(jobs.c.task_id)
+            .where(jobs.c.job_id == job_id, jobs.c.status == Status.COMPLETED.value)
+            .order_by(jobs.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = select(files.c.target, files.c.size, files.c.sha256, files.c.mtime).where(
+            files.c.task_id == last, files.c.mtime.is_not(None)
+        )
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            return [DeliveredFile(*row) for row in connection.execute(query)]
 
     @whole_transaction
     def advance(
@@ -279,6 +294,7 @@ def _record_files(connection: Connection, task_id: str, package: Sequence[Packag
             "sha256": file.sha256,
             "crc32": file.crc32,
             "etag": file.etag,
+            "mtime": file.mtime,
         }
         for file in package
     ]

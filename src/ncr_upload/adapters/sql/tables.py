@@ -84,6 +84,7 @@ jobs = Table(
     Column("live_job_id", exact(128), Computed(f"CASE WHEN status IN ({_live_statuses}) THEN job_id END", persisted=True)),
     Index("uq_ncr_jobs_live", "live_job_id", unique=True),
     Index("ix_ncr_jobs_finished_at", "finished_at"),
+    Index("ix_ncr_jobs_job_id", "job_id"),
 )
 
 _is_live = jobs.c.live_job_id.is_not(None)
@@ -138,8 +139,27 @@ files = Table(
     Column("sha256", String(64), nullable=False),
     Column("crc32", BigInteger, nullable=False),
     Column("etag", String(255), nullable=False),
+    # When it was written at the destination, by whose clock; NULL where that is not known for certain.
+    Column("mtime", BigInteger),
 )
 
+# The connections that all workers may have to a destination: as many rows as SFTP_MAX_CONNECTIONS, and who holds each.
+connections = Table(
+    "ncr_connections",
+    metadata,
+    Column("destination", exact(255), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("holder", exact(36)),
+    Column("lease_until", Double, nullable=False),
+)
+
+# When the bytes that are booked for a destination will all have been sent.
+pace = Table(
+    "ncr_pace",
+    metadata,
+    Column("destination", exact(255), primary_key=True),
+    Column("free_at", Double, nullable=False),
+)
 
 workers = Table(
     "ncr_workers",

@@ -10,12 +10,13 @@ from sqlalchemy import Engine
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.http_validator import HttpValidator
 from ncr_upload.adapters.object_store import S3ObjectStore
-from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
+from ncr_upload.adapters.sftp_dropoff import Limits, SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.own_statements import OwnCatalogue, load_statements
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
+from ncr_upload.adapters.sql.sharing import SqlSharing
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
@@ -66,7 +67,7 @@ def make_worker_ports(settings: Settings) -> WorkerPorts:
         store=make_store(settings),
         archiver=ZipArchiver(),
         validator=make_validator(settings),
-        dropoff=make_dropoff(settings),
+        dropoff=make_dropoff(settings, engine),
         host=MachineHost(),
     )
     submissions = SqlSubmissions(engine, max_attempts=settings.max_attempts)
@@ -128,7 +129,12 @@ def make_validator(settings: Settings) -> HttpValidator:
     )
 
 
-def make_dropoff(settings: Settings) -> SftpDropoff:
+def make_dropoff(settings: Settings, engine: Engine | None = None) -> SftpDropoff:
+    """`engine` is opened for the limits of all workers, if any are set and none is given."""
+    limits = None
+    if settings.sftp_max_connections or settings.sftp_max_bytes_per_second:
+        sharing = SqlSharing(engine or make_engine(settings, pool_size=1))
+        limits = Limits(sharing, settings.sftp_max_connections, settings.sftp_max_bytes_per_second)
     login = SftpLogin(
         host=settings.sftp_host or "",
         port=settings.sftp_port,
@@ -146,6 +152,7 @@ def make_dropoff(settings: Settings) -> SftpDropoff:
         connections=settings.sftp_connections,
         channels=settings.sftp_channels,
         timeout_seconds=settings.sftp_timeout_seconds,
+        limits=limits,
     )
 
 

@@ -20,7 +20,9 @@ SFTP_USERNAME = "partner"
 # Where the parts are is the stack's own affair: what the user's environment says of it stays outside.
 _OWN_PREFIXES = ("DATABASE_URL", "DB_", "REDIS_", "WASABI_", "BUCKET_NAME", "SFTP_", "VALIDATOR_API", "RCLONE_")
 _OWN_NAMES = frozenset({"API_KEY", "API_HOST", "API_PORT", "API_RELOAD", "WORK_DIR"})
-_TUNABLE = frozenset({"SFTP_CONNECTIONS", "SFTP_CHANNELS", "SFTP_TIMEOUT_SECONDS"})
+_TUNABLE = frozenset(
+    {"SFTP_CONNECTIONS", "SFTP_CHANNELS", "SFTP_MAX_CONNECTIONS", "SFTP_MAX_BYTES_PER_SECOND", "SFTP_TIMEOUT_SECONDS"}
+)
 
 
 class PartMissing(Exception):
