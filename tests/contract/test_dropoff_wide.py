@@ -193,7 +193,7 @@ async def test_a_split_file_that_was_cut_off_goes_on_from_where_it_was(
         await session.adopt("task", 1)
         place.proxy.throttle(all_bytes_per_second=20 * MEGABYTE)
         staging = asyncio.create_task(session.stage("task", 1, arriving(huge(tmp_path / "same")), lambda _: None))
-        while place.proxy.count()["up"] < 22 * MEGABYTE:
+        while place.proxy.count()["up"] < 22 * MEGABYTE:  # noqa: ASYNC110 - it is the wire that is watched
             await asyncio.sleep(0.01)
         assert place.proxy.cut() == 3
         with pytest.raises(Unavailable):
@@ -266,7 +266,7 @@ async def test_many_small_files_take_few_round_trips(openssh: SftpServer, tmp_pa
             await session.adopt("task", 1)
             assert laps() < 15
             await session.stage("task", 1, arriving(files), lambda _: None)
-            assert laps() < 30, "8 files at a time, 4 round trips each, would be 150"
+            assert laps() < 22, "8 files at a time, 4 round trips each, would be 150"
             await session.publish("task", 1, "job-1", lambda: None)
             assert laps() < 5
     assert len(place.delivered()) == 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from fault_proxy import FaultProxy, fault_proxy
-from ncr_upload.adapters.sftp_dropoff import allowance
+from ncr_upload.adapters.sftp_dropoff import Limits, SftpDropoff, allowance
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.adapters.sql.sharing import SqlSharing
+from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.bootstrap.deliveries import make_dropoff
 from ncr_upload.entrypoints.embedded.product import Product
@@ -32,7 +34,7 @@ from pathlib import Path
 from ncr_upload.adapters.sftp_dropoff import Limits, SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.adapters.sql.sharing import SqlSharing
-from ncr_upload.adapters.sftp_dropoff import allowance
+from ncr_upload.adapters.sftp_dropoff import Limits, SftpDropoff, allowance
 from packages_on_disk import arriving, write_package
 
 allowance.WAIT_SECONDS = 80
@@ -156,3 +158,28 @@ def test_a_job_that_finds_no_connection_waits_without_spending_an_attempt(
     done = workplace.attempt(task)
     assert (done.status, done.attempt) == (Status.COMPLETED, 1)
     assert sharing.take_connection(destination, "next", 1, 0, 60) == 0, "given back when the session ended"
+
+
+class Withdrawn:
+    """A ledger that gives one connection and then knows nothing of it."""
+
+    def take_connection(self, *_: object) -> int:
+        return 0
+
+    def renew_connections(self, *_: object) -> bool:
+        return False
+
+    def release_connections(self, *_: object) -> None: ...
+
+    def book_bytes(self, *_: object) -> float:
+        return 0
+
+
+@pytest.mark.anyio
+async def test_a_session_that_lost_its_lease_closes_its_connections(sshd: SftpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowance, "RENEW_SECONDS", 0.2)
+    async with SftpDropoff(sshd.login, sshd.base_dir, limits=Limits(Withdrawn(), 1)).session() as session:
+        await session.adopt("task", 1)
+        await asyncio.sleep(0.5)
+        with pytest.raises(Unavailable):
+            await session.probe()

@@ -198,19 +198,25 @@ class SftpSession:
     async def _remove(self, name: str) -> None:
         """Take a staging folder away from whoever uses it, put back what it had set aside, and remove it."""
         gone = name.removesuffix(".gone") + ".gone"
-        await self._clear(self._path(gone))
         if gone != name:
             try:
-                await self._remote.rename(self._path(name), self._path(gone))
+                await self._rename_away(name, gone)
             except Missing:
                 return
+        await self._clear(self._path(gone))
+
+    async def _rename_away(self, name: str, gone: str) -> None:
+        try:
+            await self._remote.rename(self._path(name), self._path(gone))
+        except Failed:  # a removal before was broken off
             await self._clear(self._path(gone))
+            await self._remote.rename(self._path(name), self._path(gone))
 
     async def _clear(self, gone: str) -> None:
         """`package` goes before `previous`: as long as it is there, a repeated call knows that nothing was published."""
         if await self._put_back_unpublished(gone):
             await self._remote.remove_tree(posixpath.join(gone, "package"))
-        await self._remote.remove_tree(gone)
+        await self._remote.remove_tree(gone, ("parts", "previous"))
 
     async def _put_back_unpublished(self, staging: str) -> bool:
         """Put back what a publish set aside that did not go through; whether it did not."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Container
 
-from ncr_upload.adapters.sftp_dropoff.remote import Remote, Seen, Tree, at_most
+from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Remote, Seen, Tree, at_most
 from ncr_upload.application.ports import Previous
 from ncr_upload.domain.errors import DestinationParked, Unavailable
 from ncr_upload.domain.packages import PackageFile
 
 EXTENSION = "hardlink"
-UPDATES_AT_ONCE = 32
 
 
 class Links:
@@ -70,5 +69,5 @@ async def settle_times(remote: Remote, package: str, tree: Tree, linked: Contain
                 raise
             del times[path]
 
-    await at_most(UPDATES_AT_ONCE, [set_back(path) for path, mtime in times.items() if mtime == newest and path not in linked])
+    await at_most(MAX_REQUESTS, [set_back(path) for path, mtime in times.items() if mtime == newest and path not in linked])
     return times

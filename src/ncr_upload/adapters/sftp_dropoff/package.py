@@ -117,7 +117,7 @@ class StagedPackage:
 
     async def _look_beside(self) -> None:
         """For what somebody else may have put into a folder that was made a moment ago."""
-        self._left = set((await self._remote.tree(self._package)).files)
+        self._left = set(await self._remote.entries(self._package))
 
     async def _look(self, fresh: bool) -> set[str]:
         """What an earlier attempt has left."""

@@ -19,7 +19,7 @@ from asyncssh import FILEXFER_TYPE_DIRECTORY
 
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
-MAX_REQUESTS = 32
+MAX_REQUESTS = 128
 DISK_FULL = "disk_full"
 FULL = re.compile(r"no space|disk full|disk quota|quota exceeded|not enough space", re.IGNORECASE)
 T = TypeVar("T")
@@ -232,10 +232,10 @@ class Remote:
         with suppress(Missing):
             await self.ask(f"remove {path}", self.channel.rmdir(path))
 
-    async def remove_tree(self, top: str) -> None:
+    async def remove_tree(self, top: str, expected: Iterable[str] = ()) -> None:
         """Remove a folder and all below it; it may be missing. A file that was being made there meanwhile is found again."""
         for last in (False, False, True):
-            tree = await self.tree(top)
+            tree = await self.tree(top, expected)
             await self.remove_files(posixpath.join(top, path) for path in tree.files)
             try:
                 await self.remove_folders([top, *(posixpath.join(top, path) for path in tree.folders)])
