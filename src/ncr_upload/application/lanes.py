@@ -82,6 +82,8 @@ class SharedLane(Generic[Q, T]):
 
     async def wait(self, answer: asyncio.Future[T], seconds: float = ANSWER_SECONDS) -> T:
         """Raises `Unavailable` after `seconds`."""
+        if answer.done():
+            return answer.result()
         try:
             return await asyncio.wait_for(answer, seconds)
         except TimeoutError:

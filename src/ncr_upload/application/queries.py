@@ -1,7 +1,7 @@
 """What callers may ask. Every answer comes in time, whatever part is down; the ledger is the truth.
 
-A task is read from the ledger and from Redis side by side. The ledger says what is so; the live view in Redis only adds
-how far the current stage is. When the ledger does not answer, the view in Redis stands alone.
+The ledger says what is so; of a task that runs, the live view in Redis adds how far the current stage is. When the ledger does
+not answer, the view in Redis stands alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.lanes import ANSWER_SECONDS
 from ncr_upload.application.monitoring import REPORTS_MISSED
 from ncr_upload.application.ports import Figures, Page, WorkerReport
 from ncr_upload.application.views import is_whole, iso_time, optional_time, view_of, with_live
@@ -21,27 +22,38 @@ from ncr_upload.domain.jobs import TERMINAL, Status
 
 T = TypeVar("T")
 
+LEDGER_FIRST_SECONDS = 0.3
+"""How long the ledger alone is asked: it says of most tasks that they wait or have ended, which Redis knows no better."""
+
 LIVE_VIEW_SECONDS = 0.4
 """How long an answer waits for the live details."""
 
 
 async def read_task(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
     """The view of a task; None only for an id never issued. Raises `Unavailable` when neither part answers."""
-    live = ports.lanes.views.ask(task_id, ports.board.read)
+    lanes = ports.lanes
+    told = lanes.tasks.ask(task_id, ports.ledger.tasks)
+    await asyncio.wait([told], timeout=LEDGER_FIRST_SECONDS)
+    live = None if told.done() else lanes.views.ask(task_id, ports.board.read)
     try:
-        task = await ports.lanes.tasks.run(task_id, ports.ledger.tasks)
+        task = await lanes.tasks.wait(told, ANSWER_SECONDS - LEDGER_FIRST_SECONDS)
     except Unavailable:
-        view = await _wait_for_view(ports, live)
+        view = await _wait_for_view(ports, task_id, live)
         if view is None:
             raise
         return view
-    if task is None or task.status in TERMINAL:
-        live.cancel()
+    if task is None or task.status in TERMINAL or task.status is Status.PENDING:
+        if live is not None:
+            live.cancel()
         return None if task is None else view_of(task)
-    return with_live(task, await _wait_for_view(ports, live))
+    return with_live(task, await _wait_for_view(ports, task_id, live))
 
 
-async def _wait_for_view(ports: ApiPorts, live: asyncio.Future[dict[str, Any] | None]) -> dict[str, Any] | None:
+async def _wait_for_view(
+    ports: ApiPorts, task_id: str, live: asyncio.Future[dict[str, Any] | None] | None
+) -> dict[str, Any] | None:
+    if live is None:
+        live = ports.lanes.views.ask(task_id, ports.board.read)
     try:
         view = await ports.lanes.views.wait(live, LIVE_VIEW_SECONDS)
     except Unavailable:

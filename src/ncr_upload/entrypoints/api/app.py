@@ -61,6 +61,7 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
     release = ReleaseLimits(settings.batch_size, settings.memory_check_interval)
     limits = SubmitLimits(AdmissionLimits(settings.max_memory_usage_percent), release)
     app.state.context = Context(ports, settings, submits, limits, partial(submit_each, ports=submits, limits=limits))
+    app.include_router(job_routes.lean)
     app.include_router(job_routes.router)
     app.include_router(monitoring_routes.router)
     app.include_router(metrics.router)
