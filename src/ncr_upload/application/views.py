@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from ncr_upload.domain.jobs import TERMINAL, Problem, Stage, Task
@@ -17,6 +18,7 @@ VIEW_FIELDS = (
 _STAGE_ORDER = list(Stage)
 
 
+@lru_cache(maxsize=4096)  # the same few are asked for again and again
 def iso_time(epoch_seconds: float) -> str:
     """ISO 8601 in UTC with milliseconds and Z: ``2026-11-23T20:56:01.250Z``."""
     return datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
