@@ -35,7 +35,8 @@ STATEMENT_SECONDS = 10.0
 CONNECT_SECONDS = 8.0
 """For a connection at most, however patient its user is with locks."""
 
-RESTED_SECONDS = 1.0
+RESTED_SECONDS = 0.1
+"""A connection used again sooner is taken to be alive: no server starts again within that."""
 
 READ_ONLY = {"ncr_read_only": True}
 
@@ -83,6 +84,7 @@ def open_engine(
                 **options,
             )
             event.listen(engine, "set_connection_execution_options", _read_without_transaction)
+            event.listen(engine, "checkin", _write_in_transactions)
         case "mysql" | "mariadb":
             connect_args = {
                 "connect_timeout": connect_seconds,
@@ -105,10 +107,16 @@ def open_engine(
     return engine
 
 
-def _read_without_transaction(_connection: Connection, options: dict[str, Any]) -> None:
-    """BEGIN and ROLLBACK around a query are two round trips more, and each query sees its own moment anyway."""
+def _read_without_transaction(connection: Connection, options: dict[str, Any]) -> None:
+    """BEGIN and ROLLBACK around a query are two round trips more, and each query sees its own moment anyway. Told to the
+    driver itself: SQLAlchemy's AUTOCOMMIT would leave every later BEGIN with an isolation level to be read."""
     if options.get("ncr_read_only"):
-        options["isolation_level"] = "AUTOCOMMIT"
+        connection.connection.dbapi_connection.autocommit = True  # type: ignore[union-attr]
+
+
+def _write_in_transactions(connection: Any, _record: Any) -> None:
+    if connection is not None and not connection.closed:
+        connection.autocommit = False
 
 
 def _ping_rested(engine: Engine) -> None:
