@@ -34,7 +34,7 @@ _names = itertools.count(1)
 
 def measure_wan(place: Place, rounds: int) -> Iterator[Figure]:
     """`sftp` takes 14 s of a round."""
-    runs = _measure(place, place.wan(), min(rounds, 3))
+    runs = _measure(place, place.wan(), min(rounds, 2))
     yield compare("upload.wan.openssh", peers.openssh_name(), walls(runs["ours"]), walls(runs["openssh"]))
     yield compare("upload.wan.rclone", peers.rclone_name(), walls(runs["ours"]), walls(runs["rclone"]))
 
