@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,15 @@ def _local_file(root: Path, key: str) -> LocalFile:
     return LocalFile(PackageFile(key, key, path.stat().st_size, sha256.hexdigest(), crc32, ""), path)
 
 
+async def _arrived(files: list[LocalFile]) -> AsyncIterator[LocalFile]:
+    for file in files:
+        yield file
+
+
 async def _deliver(settings: Settings, files: list[LocalFile], name: str) -> None:
     async with make_dropoff(settings).session() as destination:
         await destination.adopt(name, 1)
-        await destination.stage(name, 1, files, lambda _count: None)
+        await destination.stage(name, 1, _arrived(files), lambda _count: None)
         await destination.publish(name, 1, name, lambda: None)
         await destination.discard(name)
 
