@@ -130,8 +130,8 @@ async def test_a_server_that_is_near_is_met_through_one_connection(openssh: Sftp
 
 
 @fault(
-    "SFTP: a second connection or channel is refused",
-    injector="fault proxy, MaxSessions 1",
+    "SFTP: a second connection is refused",
+    injector="further logins fail",
     invariants="OP",
     outcome="the upload goes on with those that were not refused",
 )

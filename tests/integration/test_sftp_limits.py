@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.adapters.sql.sharing import SqlSharing
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Status
+from ncr_upload.entrypoints.bootstrap import deliveries
 from ncr_upload.entrypoints.bootstrap.deliveries import make_dropoff
 from ncr_upload.entrypoints.embedded.product import Product
 from ncr_upload.migrations.apply import upgrade
@@ -37,10 +39,9 @@ from ncr_upload.adapters.sql.sharing import SqlSharing
 from ncr_upload.adapters.sftp_dropoff import Limits, SftpDropoff, allowance
 from packages_on_disk import arriving, write_package
 
-allowance.WAIT_SECONDS = 80
 asked = json.loads(sys.argv[1])
 login = SftpLogin("127.0.0.1", asked["port"], asked["user"], private_key=Path(asked["key"]), host_key=asked["host_key"])
-limits = Limits(SqlSharing(open_engine(asked["database"])), asked["connections"], asked["bytes_per_second"])
+limits = Limits(SqlSharing(open_engine(asked["database"])), asked["connections"], asked["bytes_per_second"], 80)
 dropoff = SftpDropoff(login, asked["base"], limits=limits)
 files = write_package(Path(asked["folder"]), {f"S/{n}.bin": bytes([n]) * asked["size"] for n in range(asked["files"])})
 
@@ -140,7 +141,7 @@ def test_all_processes_together_keep_to_the_rate(tmp_path: Path, sshd: SftpServe
 def test_a_job_that_finds_no_connection_waits_without_spending_an_attempt(
     workplace: Workplace, product: Product, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allowance, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(deliveries, "make_dropoff", partial(make_dropoff, wait_seconds=0.5))
     workplace.change(sftp_max_connections=1, park_hours=1)
     destination = make_dropoff(workplace.settings, workplace.engine).destination
     sharing = SqlSharing(workplace.engine)

@@ -29,11 +29,12 @@ LEFT_FREE = 1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of all workers together; 0 is no limit."""
+    """Of all workers together; 0 is no limit. A session waits `wait_seconds` for its first connection."""
 
     sharing: Sharing
     connections: int = 0
     bytes_per_second: int = 0
+    wait_seconds: float = WAIT_SECONDS
 
 
 class Allowance:
@@ -57,7 +58,7 @@ class Allowance:
         """Raises `Deferred` when all connections stay in use."""
         if self._limits is None or not self._limits.connections:
             return
-        until = time.monotonic() + WAIT_SECONDS
+        until = time.monotonic() + self._limits.wait_seconds
         while not await self._take(self._limits, leave=0):
             if time.monotonic() >= until:
                 raise Deferred(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
 from fastapi import FastAPI
+from sqlalchemy import Engine
 
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.host import MachineHost
@@ -17,7 +19,7 @@ from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.lanes import Lanes
 from ncr_upload.application.parking import require_open
-from ncr_upload.application.ports import Parking
+from ncr_upload.domain.errors import Deferred
 from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.bootstrap.records import (
     check_database,
@@ -46,7 +48,7 @@ def make_api() -> FastAPI:
         host=MachineHost(),
         queue_name=celery_queue.QUEUE,
         check_database=lambda: check_database(engine),
-        deep_probes={"tables": lambda: check_tables(engine, settings)} | _make_probes(settings, SqlParking(engine)),
+        deep_probes={"tables": lambda: check_tables(engine, settings)} | _make_probes(settings, engine),
         reports=SqlWorkerReports(engine),
         statistics=SqlStatistics(engine),
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
@@ -55,13 +57,13 @@ def make_api() -> FastAPI:
     return create_app(ports, settings, crash_points(os.environ))
 
 
-def _make_probes(settings: Settings, parking: Parking) -> dict[str, Probe]:
+def _make_probes(settings: Settings, engine: Engine) -> dict[str, Probe]:
     """The outside parts that are set; the API itself needs none of them."""
     found: dict[str, Probe] = {}
     if settings.wasabi_endpoint and settings.bucket_name:
         found["s3"] = lambda: _load_probe("s3", settings)()
     if settings.sftp_host:
-        found["sftp"] = lambda: _probe_destination(settings, parking)
+        found["sftp"] = lambda: _probe_destination(settings, engine)
     if settings.validator_api_url:
         found["validator"] = lambda: _load_probe("validator", settings)()
     return found
@@ -78,11 +80,12 @@ def _load_probe(part: str, settings: Settings) -> Probe:
             return probes.probe_validator(settings.validator_api_url or "")
 
 
-def _probe_destination(settings: Settings, parking: Parking) -> None:
-    """A parked destination is not asked: its record says more."""
+def _probe_destination(settings: Settings, engine: Engine) -> None:
+    """A parked destination is not asked: its record says more. One whose connections workers are using needs no probe."""
     from ncr_upload.entrypoints import probes
     from ncr_upload.entrypoints.bootstrap import deliveries
 
-    dropoff = deliveries.make_dropoff(settings)
-    require_open(parking, dropoff.destination)
-    probes.probe_dropoff(dropoff)()
+    dropoff = deliveries.make_dropoff(settings, engine, wait_seconds=0)
+    require_open(SqlParking(engine), dropoff.destination)
+    with suppress(Deferred):
+        probes.probe_dropoff(dropoff)()

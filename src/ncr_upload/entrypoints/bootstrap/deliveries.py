@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.http_validator import HttpValidator
 from ncr_upload.adapters.object_store import S3ObjectStore
-from ncr_upload.adapters.sftp_dropoff import Limits, SftpDropoff, SftpLogin
+from ncr_upload.adapters.sftp_dropoff import WAIT_SECONDS, Limits, SftpDropoff, SftpLogin
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
@@ -129,12 +129,13 @@ def make_validator(settings: Settings) -> HttpValidator:
     )
 
 
-def make_dropoff(settings: Settings, engine: Engine | None = None) -> SftpDropoff:
-    """`engine` is opened for the limits of all workers, if any are set and none is given."""
+def make_dropoff(settings: Settings, engine: Engine | None = None, wait_seconds: float = WAIT_SECONDS) -> SftpDropoff:
+    """`engine` is opened for the limits of all workers, if any are set and none is given. A session waits so long for one of
+    SFTP_MAX_CONNECTIONS."""
     limits = None
     if settings.sftp_max_connections or settings.sftp_max_bytes_per_second:
         sharing = SqlSharing(engine or make_engine(settings, pool_size=1))
-        limits = Limits(sharing, settings.sftp_max_connections, settings.sftp_max_bytes_per_second)
+        limits = Limits(sharing, settings.sftp_max_connections, settings.sftp_max_bytes_per_second, wait_seconds)
     login = SftpLogin(
         host=settings.sftp_host or "",
         port=settings.sftp_port,
