@@ -180,7 +180,7 @@ class Phases:
         for service in ("web", "worker", "redis", "beat"):
             self.site.watch("./deploy.sh", "logs", service, until=f"{service}-")
         self.site.compose("run", "--rm", "--no-deps", "migrate", "doctor")
-        for service in ("worker", "redis"):
+        for service in ("worker", "redis", "proxy"):
             extra = ("--no-build",) if service == "worker" else ()
             self.site.compose("up", "--detach", "--no-deps", *extra, service)
         self.site.deploy("deploy", "--dry-run")
