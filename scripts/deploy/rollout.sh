@@ -60,13 +60,23 @@ take_back() { # remove what was started of this generation, as gently: the proxy
   write_journal target= step=
 }
 
+proxy_config_is_newer() { # HASH: than what the running proxy has read
+  local began
+  if [[ -n ${JOURNAL[proxy]:-} ]]; then
+    [[ ${JOURNAL[proxy]} != "$1" ]]
+  else # started by hand
+    began=$(docker inspect -f '{{.State.StartedAt}}' "$(containers proxy --filter status=running | head -n 1)")
+    (($(stat -c %Y docker/haproxy/* | sort -n | tail -n 1) > $(date -d "$began" +%s)))
+  fi
+}
+
 start_proxy() {
   local hash
   hash=$(cat docker/haproxy/* | sha256sum | cut -c1-16)
   if [[ -z $(containers proxy --filter status=running) ]]; then
     run compose --progress quiet up -d --no-deps proxy
-  elif [[ ${JOURNAL[proxy]:-} != "$hash" ]]; then
-    say "proxy: takes its new configuration over, without dropping a connection"
+  elif proxy_config_is_newer "$hash"; then
+    say "proxy: takes its new configuration over"
     run compose exec -T proxy haproxy -c -q -f /usr/local/etc/haproxy/haproxy.cfg
     run compose kill -s USR2 proxy >/dev/null 2>&1
   fi
