@@ -128,6 +128,7 @@ def test_a_row_lock_held_for_seconds_delays_one_job_and_nobody_else(sql: SqlSite
         refused = site.ask("POST", f"/jobs/{locked}/cancel")
         assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json"), refused.text
         assert int(refused.headers["retry-after"]) > 0
+        time.sleep(2 * float(site.settings["LEASE_SECONDS"]))  # it runs out, and the sweeper rings for the locked job
         free = site.submit("beside-locked")
         site.assert_published_once("beside-locked", free)
     site.assert_delivered_once("locked", locked)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Double, Engine, Update, bindparam, case, dele
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_row, task_of, write_event
+from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_row, take_row, task_of, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -32,6 +32,8 @@ class SqlClaims:
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """See `Claims.claim`. The database's clock alone decides whether the task is due."""
         with translated_errors(self._engine), self._engine.begin() as connection:
+            if not take_row(connection, task_id):
+                return None
             taken = connection.execute(_CLAIM, {"wanted": task_id, "claimed_by": worker[:255], "lease": lease_seconds})
             if taken.rowcount != 1:
                 return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Engine, delete, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.rows import take_row
 from ncr_upload.adapters.sql.tables import db_now, idempotency, jobs, statement_now
 from ncr_upload.domain.jobs import Status
 
@@ -42,7 +43,7 @@ class SqlCleaning:
             update(jobs).where(jobs.c.task_id == task_id, *_is_unclean(db_now())).values(staging_due_at=db_now() + hold_seconds)
         )
         with translated_errors(self._engine), self._engine.begin() as connection:
-            return connection.execute(take).rowcount == 1
+            return take_row(connection, task_id) and connection.execute(take).rowcount == 1
 
     @whole_transaction
     def cleaned(self, task_id: str) -> None:

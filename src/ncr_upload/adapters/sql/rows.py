@@ -42,6 +42,15 @@ def task_of(row: Any) -> Task:
     )
 
 
+_FREE = select(jobs.c.id).where(jobs.c.task_id == bindparam("wanted")).with_for_update(skip_locked=True)
+
+
+def take_row(connection: Connection, task_id: str) -> bool:
+    """Whether this transaction has the task's row to itself; at once, where somebody else writes it or there is none. A worker
+    that waited for one row would be kept from every other task."""
+    return connection.execute(_FREE, {"wanted": task_id}).first() is not None
+
+
 def has_attempt_left() -> ColumnElement[bool]:
     """Whether the task may be claimed once more."""
     looks = and_(jobs.c.publish_fence.is_not(None), jobs.c.attempt < jobs.c.max_attempts + LOOKS)
