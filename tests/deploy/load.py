@@ -16,6 +16,8 @@ from typing import Any
 SECONDS = 30.0
 SLOW_SECONDS = 5.0
 POLL_SECONDS = 0.1
+POLLED = 20
+"""So many of the newest tasks are asked for."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Load:
 
     def _poll(self) -> None:
         with self._lock:
-            task_ids = list(self.accepted.values())[-20:]
+            task_ids = list(self.accepted.values())[-POLLED:]
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)) as kept_open:
             for task_id in task_ids:
                 self._ask("poll", "GET", f"/job-status/{task_id}", None, 200, kept_open)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sqlalchemy import Engine, text
 
 from deploy.bad_input import refuse_while_running
-from deploy.load import Load
+from deploy.load import POLLED, Load
 from deploy.report import Failed, Report, say, wait
 from deploy.site import Site
 
@@ -155,9 +155,10 @@ class Phases:
             raise Failed("deploy did not start Redis again")
 
     def restore(self) -> None:
-        """Half the tasks that have ended are lost and put back; those in flight go on meanwhile, and Redis answers for all."""
+        """Half the tasks that have ended are lost and put back, but for those that callers ask for just then: until a task
+        is put back, nobody knows it. Those in flight go on meanwhile."""
         with self.engine.connect() as connection:
-            saved = connection.execute(text("SELECT max(id) FROM ncr_jobs")).scalar_one()
+            saved = connection.execute(text("SELECT max(id) FROM ncr_jobs")).scalar_one() - 2 * POLLED
         folder = self.site.deploy("backup").stdout.strip()
         with self.engine.begin() as connection:
             ended = "SELECT task_id FROM ncr_jobs WHERE status = 'completed' AND id % 2 = 0 AND id <= :saved"
@@ -180,7 +181,7 @@ class Phases:
         for service in ("web", "worker", "redis", "beat"):
             self.site.watch("./deploy.sh", "logs", service, until=f"{service}-")
         self.site.compose("run", "--rm", "--no-deps", "migrate", "doctor")
-        for service in ("worker", "redis", "proxy"):
+        for service in ("worker", "redis"):
             extra = ("--no-build",) if service == "worker" else ()
             self.site.compose("up", "--detach", "--no-deps", *extra, service)
         self.site.deploy("deploy", "--dry-run")

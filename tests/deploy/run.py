@@ -81,6 +81,7 @@ def play(site: Site, report: Report) -> None:
     finally:
         load.stop()
     report.facts["requests"] = dict(load.requests)
+    site.compose("up", "--detach", "--no-deps", "proxy")  # the guide's, for a moment without callers
     report.timed("last_jobs", lambda: await_jobs(engine, load, report))
     check_folders(site, report, len(product.delivered))
     report.timed("tables_lost", lambda: lose_tables(site, engine))
