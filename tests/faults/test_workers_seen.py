@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from fault_table import fault
 from installation import Installation, Outside, install, start_outside
@@ -117,3 +119,18 @@ def assert_told(site: Installation, *, workers: int, health: tuple[str, str]) ->
 
 def sum_of_runs(site: Installation) -> int:
     return sum(sum(each["total"].values()) for each in read(site, "/celery-stats")["stats"].values())
+
+
+def test_a_child_makes_way_after_so_many_jobs_and_between_two(site: Installation) -> None:
+    with site.run("worker", CELERY_WORKER_MAX_TASKS_PER_CHILD="2"):
+        for number in range(4):
+            task_id = site.submit(f"in-turn-{number}")
+            site.assert_delivered_once(f"in-turn-{number}", task_id)
+    with site.engine.connect() as connection:
+        query = text(
+            "SELECT actor FROM ncr_events WHERE kind = 'claimed' AND task_id IN (SELECT task_id FROM ncr_jobs "
+            "WHERE job_id LIKE 'in-turn-%') ORDER BY id"
+        )
+        children = Counter(connection.execute(query).scalars())
+    assert sum(children.values()) == 4
+    assert max(children.values()) <= 2  # a duty counts as a task too
