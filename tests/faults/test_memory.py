@@ -89,13 +89,19 @@ def test_memory_stats_are_the_groups_and_a_file_in_the_page_cache_is_not_used_me
 ) -> None:
     before = site.ask("GET", "/memory-stats").json()["system"]
     assert (before["total_bytes"], before["source"]) == (LIMIT, group.source)
-    group.write_file(tmp_path / "large", 900 * MB)  # the kernel may let some of it go
-    usage = int((group.folder / ("memory.current" if group.source == "cgroup2" else "memory.usage_in_bytes")).read_text())
+    for _ in range(10):  # where other programs want memory, the kernel lets some of it go
+        group.write_file(tmp_path / "large", 900 * MB)
+        if (usage := _usage(group)) > OVER:
+            break
     after = site.ask("GET", "/memory-stats").json()
     (tmp_path / "large").unlink()
-    assert usage > 0.7 * LIMIT, "the kernel did not charge the file to the group"
+    assert usage > OVER, "the kernel did not charge the file to the group"
     assert after["system"]["used_bytes"] < before["used_bytes"] + 100 * MB
     assert after["accepting_jobs"] is True
+
+
+def _usage(group: MemoryGroup) -> int:
+    return int((group.folder / ("memory.current" if group.source == "cgroup2" else "memory.usage_in_bytes")).read_text())
 
 
 @fault(

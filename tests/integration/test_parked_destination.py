@@ -160,11 +160,10 @@ def test_while_a_destination_is_parked_only_the_probes_touch_it_and_all_jobs_go_
 def test_deep_health_tells_a_parked_destination_without_asking_it(
     workplace: Workplace, small: Product, partner: Partner
 ) -> None:
-    from ncr_upload.adapters.sql.parking import SqlParking
     from ncr_upload.domain.errors import DestinationParked
     from ncr_upload.entrypoints.bootstrap import api
 
-    check = api._make_probes(workplace.settings, SqlParking(workplace.engine))["sftp"]
+    check = api._make_probes(workplace.settings, workplace.engine)["sftp"]
     check()
     partner.break_down()
     workplace.place("deep", small)
