@@ -8,11 +8,13 @@ import hashlib
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fault_proxy import fault_proxy
 from fault_table import fault
 from ncr_upload.adapters.object_store import S3ObjectStore, receiving
 from ncr_upload.adapters.object_store import store as object_store
@@ -255,6 +257,38 @@ async def test_a_cancelled_fetch_of_ranges_leaves_no_partial(s3: S3Server, range
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["ranges", "whole"])
+async def test_a_cancelled_fetch_does_not_wait_for_a_storage_that_has_fallen_silent(
+    s3: S3Server, ranged: Gateway, tmp_path: Path, known: bool
+) -> None:
+    port = int(ranged.url.rpartition(":")[2])
+    with fault_proxy(("127.0.0.1", port)) as proxy:
+        proxy.throttle(all_bytes_per_second=8_000_000)
+        store = open_store(s3, endpoint=f"http://127.0.0.1:{proxy.port}", read_timeout_seconds=60)
+        begun, found = asyncio.Event(), await store.stat("large.bin") if known else None
+        fetching = asyncio.create_task(store.fetch("large.bin", tmp_path / "target", lambda _: begun.set(), known=found))
+        await begun.wait()
+        proxy.freeze()
+        fetching.cancel()
+        async with asyncio.timeout(20):
+            with pytest.raises(asyncio.CancelledError):
+                await fetching
+        assert names_in(tmp_path) == []
+        proxy.heal()
+        async with asyncio.timeout(60):
+            while any(tmp_path in link.parents for link in open_files()):
+                await asyncio.sleep(0.05)
+
+
+def open_files() -> list[Path]:
+    """Of this process. Those that are unlinked are found by the name they had."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(descriptor.readlink())
+    return found
+
+
 # --- the real one's faults --------------------------------------------------------------------------------------
 
 
@@ -433,7 +467,7 @@ async def test_a_full_disk_defers_the_job_and_leaves_no_partial(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     s3.put("a.bin", b"content")
-    monkeypatch.setattr(receiving.Sink, "take", take)
+    monkeypatch.setattr(receiving.Checksums, "take", take)
     with pytest.raises(Deferred) as caught:
         await open_store(s3).fetch("a.bin", tmp_path / "target", lambda _: None)
     assert caught.value.code == "disk_full"

@@ -1,53 +1,127 @@
-"""Writing a body to disk as it arrives, over one request or several, and hashing it once, in order."""
+"""Writing a body to disk as it arrives, over one request or several, and hashing it once, in order.
+
+A body is read, hashed and written by one thread, since each crossing to the event loop and back costs as much as hashing what
+crossed. What is to be awaited is the whole body.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import Any, TypeVar
 
 from isal import isal_zlib
 
-from ncr_upload.application.ports import OnBytes
-
 CHUNK_BYTES = 256 * 1024
+TOLD_BYTES = 1024 * 1024
 HASHED_AT_ONCE_BYTES = 8 * 1024 * 1024
-Body = AsyncIterator[bytes]
-OnArrived = Callable[[int], None]
-"""Told how many bytes from the beginning are on the disk without a gap."""
+Body = Iterator[bytes]
 T = TypeVar("T")
 
 
-class Sink:
-    """Hashes bytes in the order in which they are in the file."""
+class Abandoned(Exception):
+    """Nobody waits for this body any more."""
 
-    def __init__(self, *, with_md5: bool) -> None:
+
+class Bodies:
+    """Threads that read bodies. They last as long as the process, and there is one for each body that is being read."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1000, thread_name_prefix="receive")
+
+    async def read(self, file: int, body: Body, write: Callable[[int, Body], T]) -> T:
+        """What `write(file, body)` returns, run in a thread. A cancellation does not wait for it, as a body may stall for as
+        long as the read time-out: the thread has the file open for itself, and ends at the body's next chunk."""
+        own, abandoned = os.dup(file), Event()
+
+        def run() -> T:
+            try:
+                return write(own, _until(abandoned, body))
+            finally:
+                os.close(own)
+
+        running: Future[T] = self._threads.submit(run)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            abandoned.set()
+            if running.cancel():
+                os.close(own)
+            raise
+
+
+def _until(abandoned: Event, body: Body) -> Body:
+    for chunk in body:
+        if abandoned.is_set():
+            raise Abandoned
+        yield chunk
+
+
+class Teller:
+    """Tells the event loop how many more bytes a thread has written, from time to time and at the end."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tell = tell
+        self._untold = 0
+
+    def add(self, count: int) -> None:
+        self._untold += count
+        if self._untold >= TOLD_BYTES:
+            self.tell()
+
+    def tell(self) -> None:
+        if self._untold:
+            self._loop.call_soon_threadsafe(self._tell, self._untold)
+            self._untold = 0
+
+
+class Checksums:
+    """SHA-256 and CRC-32 of bytes in the order in which they are in the file."""
+
+    def __init__(self) -> None:
         self.size = 0
         self.crc32 = 0
         self.sha256 = hashlib.sha256()
-        self.md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
 
     def take(self, chunk: bytes) -> None:
         self.sha256.update(chunk)
-        if self.md5 is not None:
-            self.md5.update(chunk)
         self.crc32 = isal_zlib.crc32(chunk, self.crc32)
         self.size += len(chunk)
 
 
-async def receive_whole(body: Body, file: int, sink: Sink, on_bytes: OnBytes, on_arrived: OnArrived) -> None:
-    """Write a body from its first byte to its last."""
+class Md5:
+    """What the ETag of an object is that was put in one piece."""
 
-    def write_and_hash(chunk: bytes) -> None:
-        _write_all(file, chunk, sink.size)
-        sink.take(chunk)
+    def __init__(self) -> None:
+        self.size = 0
+        self._md5 = hashlib.md5(usedforsecurity=False)
 
-    async for chunk in body:
-        await in_thread(write_and_hash, chunk)
-        on_bytes(len(chunk))
-        on_arrived(sink.size)
+    def take(self, chunk: bytes) -> None:
+        self._md5.update(chunk)
+        self.size += len(chunk)
+
+    def hexdigest(self) -> str:
+        return self._md5.hexdigest()
+
+
+Hashing = Checksums | Md5
+
+
+def receive_whole(file: int, body: Body, hashings: Sequence[Hashing], teller: Teller) -> None:
+    """Write a body from its first byte to its last, and hash it."""
+    size = 0
+    for chunk in body:
+        _write_all(file, chunk, size)
+        for hashing in hashings:
+            hashing.take(chunk)
+        size += len(chunk)
+        teller.add(len(chunk))
+    teller.tell()
 
 
 class Frontier:
@@ -84,31 +158,30 @@ class Frontier:
         return self._written[index] == end - start
 
 
-async def write_range(body: Body, file: int, frontier: Frontier, index: int, on_bytes: OnBytes) -> int:
+def write_range(file: int, body: Body, span: tuple[int, int], teller: Teller) -> int:
     """Write the body of one range to its place; how many bytes it had. More than the range holds is not written."""
-    start, end = frontier.ranges[index]
+    start, end = span
     offset = start
-    async for chunk in body:
+    for chunk in body:
         if offset + len(chunk) > end:
             return offset + len(chunk) - start
-        await in_thread(_write_all, file, chunk, offset)
+        _write_all(file, chunk, offset)
         offset += len(chunk)
-        on_bytes(len(chunk))
-        frontier.add(index, len(chunk))
+        teller.add(len(chunk))
+    teller.tell()
     return offset - start
 
 
-async def hash_behind(file: int, frontier: Frontier, size: int, sink: Sink, on_arrived: OnArrived) -> None:
+async def hash_behind(file: int, frontier: Frontier, size: int, hashing: Hashing) -> None:
     """Hash the file while it grows, from the disk's cache."""
 
     def hash_up_to(end: int) -> None:
-        while sink.size < end:
-            sink.take(os.pread(file, min(CHUNK_BYTES, end - sink.size), sink.size))
+        while hashing.size < end:
+            hashing.take(os.pread(file, min(CHUNK_BYTES, end - hashing.size), hashing.size))
 
-    while sink.size < size:
-        reached = await frontier.beyond(sink.size)
-        on_arrived(reached)
-        await in_thread(hash_up_to, min(reached, sink.size + HASHED_AT_ONCE_BYTES))
+    while hashing.size < size:
+        reached = await frontier.beyond(hashing.size)
+        await in_thread(hash_up_to, min(reached, hashing.size + HASHED_AT_ONCE_BYTES))
 
 
 async def all_or_first_failure(*parts: Coroutine[Any, Any, None]) -> None:

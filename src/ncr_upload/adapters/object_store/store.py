@@ -11,7 +11,7 @@ import errno
 import re
 import socket
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,8 +25,12 @@ from obstore.store import S3Store
 
 from ncr_upload.adapters.object_store.receiving import (
     CHUNK_BYTES,
+    Bodies,
+    Body,
+    Checksums,
     Frontier,
-    Sink,
+    Md5,
+    Teller,
     all_or_first_failure,
     hash_behind,
     receive_whole,
@@ -92,6 +96,7 @@ class S3ObjectStore:
         self._connect_timeout = timedelta(seconds=connect_timeout_seconds)
         self._read_timeout = timedelta(seconds=read_timeout_seconds)
         self._opened: S3Store | None = None
+        self._bodies = Bodies()
 
     async def stat(self, key: str) -> ObjectInfo:
         with self._translated(key):
@@ -139,20 +144,28 @@ class S3ObjectStore:
             with self._translated(transfer.key):
                 answer = await obstore.get_async(self._store(), transfer.key)
             etag = _plain_etag(answer.meta["e_tag"])
-            sink = self._sink(etag)
+            checksums, md5 = Checksums(), self._md5(etag)
+            hashings, teller = [each for each in (checksums, md5) if each], Teller(transfer.grow)
             body = self._body(transfer.key, answer)
-            await receive_whole(body, file, sink, transfer.on_bytes, transfer.follower.reach)
-        return self._checked(transfer.key, sink, answer.meta["size"], etag)
+            await self._bodies.read(file, body, lambda file, body: receive_whole(file, body, hashings, teller))
+        return self._checked(transfer.key, checksums, md5, answer.meta["size"], etag)
 
     async def _receive_ranges(self, transfer: _Transfer, file: int, known: ObjectInfo) -> Fetched | None:
         """Over several requests at once. None when nothing was written, because the first of them shows that the object is
         another one by now, or that this server does not serve ranges of it."""
-        frontier, sink = Frontier(known.size, RANGE_BYTES), self._sink(known.etag)
+        frontier, checksums, md5 = Frontier(known.size, RANGE_BYTES), Checksums(), self._md5(known.etag)
         waiting = iter(range(1, len(frontier.ranges)))
 
         async def receive(index: int, answer: GetResult) -> None:
-            count = await write_range(self._body(known.key, answer), file, frontier, index, transfer.on_bytes)
-            start, end = frontier.ranges[index]
+            def tell(count: int) -> None:
+                transfer.on_bytes(count)
+                frontier.add(index, count)
+                transfer.follower.reach(frontier.reached)
+
+            span, teller = frontier.ranges[index], Teller(tell)
+            body = self._body(known.key, answer)
+            count = await self._bodies.read(file, body, lambda file, body: write_range(file, body, span, teller))
+            start, end = span
             if count != end - start:
                 raise self._damaged(known.key, f"a range of {end - start} bytes came with {count}")
 
@@ -169,11 +182,11 @@ class S3ObjectStore:
             if first is None:
                 return None
         await all_or_first_failure(
-            hash_behind(file, frontier, known.size, sink, transfer.follower.reach),
+            *(hash_behind(file, frontier, known.size, each) for each in (checksums, md5) if each),
             receive(0, first),
             *(receive_more() for _ in range(RANGES_AT_ONCE - 1)),
         )
-        return self._checked(known.key, sink, known.size, known.etag)
+        return self._checked(known.key, checksums, md5, known.size, known.etag)
 
     async def _get_range(self, known: ObjectInfo, span: tuple[int, int]) -> GetResult | None:
         """The answer to a request for these bytes of this very object; None when it is another one, or not in ranges."""
@@ -190,25 +203,25 @@ class S3ObjectStore:
         meta = answer.meta
         return answer if (meta["size"], _plain_etag(meta["e_tag"])) == (known.size, known.etag) else None
 
-    async def _body(self, key: str, answer: GetResult) -> AsyncIterator[bytes]:
-        stream = answer.stream(min_chunk_size=CHUNK_BYTES).__aiter__()
+    def _body(self, key: str, answer: GetResult) -> Body:
+        stream = iter(answer.stream(min_chunk_size=CHUNK_BYTES))
         while True:
             with self._translated(key):
-                chunk = await anext(stream, None)
+                chunk = next(stream, None)
             if chunk is None:
                 return
             yield chunk
 
-    def _sink(self, etag: str) -> Sink:
-        return Sink(with_md5=self._verify_etag_md5 and bool(_MD5.fullmatch(etag)))
+    def _md5(self, etag: str) -> Md5 | None:
+        return Md5() if self._verify_etag_md5 and _MD5.fullmatch(etag) else None
 
-    def _checked(self, key: str, sink: Sink, size: int, etag: str) -> Fetched:
+    def _checked(self, key: str, checksums: Checksums, md5: Md5 | None, size: int, etag: str) -> Fetched:
         """Raises `Unavailable` unless size and MD5 agree."""
-        if sink.size != size:
-            raise self._damaged(key, f"{sink.size} bytes arrived of {size}")
-        if sink.md5 is not None and sink.md5.hexdigest() != etag:
-            raise self._damaged(key, f"its MD5 is {sink.md5.hexdigest()}, its ETag {etag}")
-        return Fetched(sink.size, sink.sha256.hexdigest(), sink.crc32, etag)
+        if checksums.size != size:
+            raise self._damaged(key, f"{checksums.size} bytes arrived of {size}")
+        if md5 is not None and md5.hexdigest() != etag:
+            raise self._damaged(key, f"its MD5 is {md5.hexdigest()}, its ETag {etag}")
+        return Fetched(checksums.size, checksums.sha256.hexdigest(), checksums.crc32, etag)
 
     def _store(self) -> S3Store:
         if self._opened is None:
@@ -319,7 +332,7 @@ class S3ObjectStore:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Transfer:
     """One fetch: whom it tells, and when it may begin another request."""
 
@@ -327,6 +340,13 @@ class _Transfer:
     on_bytes: OnBytes
     turns: Turns
     follower: Follower
+    _size: int = 0
+
+    def grow(self, count: int) -> None:
+        """So many more bytes are there, without a gap."""
+        self.on_bytes(count)
+        self._size += count
+        self.follower.reach(self._size)
 
 
 def _full_url(endpoint: str) -> str:
