@@ -105,7 +105,9 @@ async def test_another_host_key_parks_the_destination_naming_its_fingerprint(ser
 
 async def test_a_pin_of_another_type_is_a_mismatch_too(server: SftpServer) -> None:
     other = asyncssh.generate_private_key("ecdsa-sha2-nistp256").export_public_key().decode()
-    assert (await refusal(open_dropoff(server, host_key=other))).code == "host_key_mismatch"
+    error = await refusal(open_dropoff(server, host_key=other))
+    assert (type(error), error.code) == (DestinationParked, "host_key_mismatch")
+    assert asyncssh.import_public_key(server.login.host_key or "").get_fingerprint() in error.message
 
 
 @fault("SFTP: impostor", injector="a server with another key", invariants="LH", outcome="parked; not even the login is tried")

@@ -21,6 +21,7 @@ from ncr_upload.adapters.object_store import store as object_store
 from ncr_upload.application.arrivals import Follower, Turns
 from ncr_upload.application.ports import ObjectStore
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
+from running_stack import until
 from servers import Answer, Forward, Gateway, Request, S3Server, start_gateway, start_http, start_s3
 from twins import MemoryObjectStore
 
@@ -275,18 +276,16 @@ async def test_a_cancelled_fetch_does_not_wait_for_a_storage_that_has_fallen_sil
                 await fetching
         assert names_in(tmp_path) == []
         proxy.heal()
-        async with asyncio.timeout(60):
-            while any(tmp_path in link.parents for link in open_files()):
-                await asyncio.sleep(0.05)
+        await asyncio.to_thread(until, lambda: not open_files(tmp_path), 60)
 
 
-def open_files() -> list[Path]:
-    """Of this process. Those that are unlinked are found by the name they had."""
+def open_files(folder: Path) -> list[Path]:
+    """What this process has open in the folder. What is unlinked is found by the name it had."""
     found = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
             found.append(descriptor.readlink())
-    return found
+    return [path for path in found if folder in path.parents]
 
 
 # --- the real one's faults --------------------------------------------------------------------------------------

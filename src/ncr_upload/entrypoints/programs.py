@@ -61,7 +61,13 @@ def run_beat(settings: Settings) -> None:
     _prepare(settings)
     from ncr_upload.entrypoints.beat import SweepScheduler, app
 
-    app.Beat(scheduler_cls=SweepScheduler, loglevel=settings.log_level, quiet=True).run()
+    class Beat(app.Beat):  # type: ignore[misc]
+        def install_sync_handler(self, service: object) -> None:  # noqa: ARG002 - Celery's signature
+            """There is no schedule on the disk to write down first; a sweep may be cut off anywhere."""
+            end_when_told(signal.SIGTERM)
+            end_when_told(signal.SIGINT)
+
+    Beat(scheduler_cls=SweepScheduler, loglevel=settings.log_level, quiet=True).run()
 
 
 def run_flower(settings: Settings) -> None:
