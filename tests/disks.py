@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parts import miss
@@ -21,3 +21,12 @@ def small_disk(at: Path, size: str, *, files: int = 0) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", at], check=True)
+
+
+def open_files(folder: Path) -> list[Path]:
+    """What this process has open below the folder. What is unlinked is found by the name it had."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(descriptor.readlink())
+    return [path for path in found if folder in path.parents]

@@ -8,12 +8,12 @@ import hashlib
 import random
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from disks import open_files
 from fault_proxy import fault_proxy
 from fault_table import fault
 from ncr_upload.adapters.object_store import S3ObjectStore, receiving
@@ -277,15 +277,6 @@ async def test_a_cancelled_fetch_does_not_wait_for_a_storage_that_has_fallen_sil
         assert names_in(tmp_path) == []
         proxy.heal()
         await asyncio.to_thread(until, lambda: not open_files(tmp_path), 60)
-
-
-def open_files(folder: Path) -> list[Path]:
-    """What this process has open in the folder. What is unlinked is found by the name it had."""
-    found = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            found.append(descriptor.readlink())
-    return [path for path in found if folder in path.parents]
 
 
 # --- the real one's faults --------------------------------------------------------------------------------------

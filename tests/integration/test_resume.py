@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import SecretStr
 from sqlalchemy import text
 
+from disks import open_files
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.upload import WINDOW_BYTES
@@ -25,6 +26,7 @@ from ncr_upload.application.arrivals import SMALL_BYTES
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded import textures
 from ncr_upload.entrypoints.embedded.product import Product, make_product
+from running_stack import until
 from workplace import Workplace
 
 ATTEMPT = """
@@ -113,6 +115,7 @@ def fail_half_way(workplace: Workplace, storage: FaultProxy, task: Task) -> set[
     assert waiting.problem is not None
     assert waiting.problem.code == "storage_unavailable", waiting.message
     storage.heal()
+    until(lambda: not open_files(workplace.settings.work_dir), 60)  # a body that nobody waits for any more is read on a little
     make_due(workplace)
     return {record.with_suffix("") for record in records(workplace)}
 

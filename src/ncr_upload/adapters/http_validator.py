@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -80,7 +82,7 @@ class HttpValidator:
         try:
             async with (
                 asyncio.timeout(None) as deadline,
-                httpx.AsyncClient(timeout=waits, trust_env=False, follow_redirects=False) as client,
+                httpx.AsyncClient(verify=_tls(), timeout=waits, trust_env=False, follow_redirects=False) as client,
                 client.stream(
                     "POST",
                     f"{self._target}/{quote(sku, safe='')}",
@@ -139,6 +141,12 @@ class HttpValidator:
         error = Undecided("validator_undecided", f"the validator at {self.url} {what}", NEXT_STEP, retry_after_seconds)
         error.http_status = http_status
         return error
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Made once: to read all the authorities takes as long as a small job's download."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def _frame(

@@ -112,13 +112,17 @@ class Md5:
 Hashing = Checksums | Md5
 
 
+def write_and_hash(file: int, offset: int, chunk: bytes, hashings: Sequence[Hashing]) -> None:
+    _write_all(file, chunk, offset)
+    for hashing in hashings:
+        hashing.take(chunk)
+
+
 def receive_whole(file: int, body: Body, hashings: Sequence[Hashing], teller: Teller) -> None:
     """Write a body from its first byte to its last, and hash it."""
     size = 0
     for chunk in body:
-        _write_all(file, chunk, size)
-        for hashing in hashings:
-            hashing.take(chunk)
+        write_and_hash(file, size, chunk, hashings)
         size += len(chunk)
         teller.add(len(chunk))
     teller.tell()

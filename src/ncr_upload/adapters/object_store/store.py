@@ -33,10 +33,12 @@ from ncr_upload.adapters.object_store.receiving import (
     Teller,
     all_or_first_failure,
     hash_behind,
+    in_thread,
     receive_whole,
+    write_and_hash,
     write_range,
 )
-from ncr_upload.application.arrivals import Follower, Turns
+from ncr_upload.application.arrivals import SMALL_BYTES, Follower, Turns
 from ncr_upload.application.ports import Fetched, ObjectInfo, OnBytes
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
 
@@ -120,6 +122,10 @@ class S3ObjectStore:
         partial = to.parent / f".{uuid.uuid4().hex}.part"
         transfer = _Transfer(key, on_bytes, turns or Turns(RANGES_AT_ONCE), follower or Follower())
         try:
+            if known is not None and known.size <= SMALL_BYTES:
+                fetched = await self._fetch_small(transfer, known, partial, to)
+                if fetched is not None:
+                    return fetched
             with await asyncio.to_thread(partial.open, "x+b", buffering=0) as file:
                 transfer.follower.begin(partial)
                 fetched = await self._receive(transfer, file.fileno(), known)
@@ -133,6 +139,28 @@ class S3ObjectStore:
                     "Free space on the worker's disk or point WORK_DIR at a larger one; the job waits meanwhile.",
                 ) from None
             raise
+        return fetched
+
+    async def _fetch_small(self, transfer: _Transfer, known: ObjectInfo, partial: Path, to: Path) -> Fetched | None:
+        """By way of memory, and all that is done with the disk in one go. None, and nothing done, when it is large by now."""
+        async with transfer.turns.take(known.size):
+            with self._translated(transfer.key):
+                answer = await obstore.get_async(self._store(), transfer.key)
+                if answer.meta["size"] > SMALL_BYTES:
+                    return None
+                body = bytes(await answer.bytes_async())
+        etag = _plain_etag(answer.meta["e_tag"])
+        checksums, md5 = Checksums(), self._md5(etag)
+
+        def keep() -> Fetched:
+            with partial.open("x+b", buffering=0) as file:
+                write_and_hash(file.fileno(), 0, body, [each for each in (checksums, md5) if each])
+            fetched = self._checked(transfer.key, checksums, md5, answer.meta["size"], etag)
+            partial.replace(to)
+            return fetched
+
+        fetched = await in_thread(keep)
+        transfer.grow(fetched.size)
         return fetched
 
     async def _receive(self, transfer: _Transfer, file: int, known: ObjectInfo | None) -> Fetched:

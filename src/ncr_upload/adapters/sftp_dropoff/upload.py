@@ -36,6 +36,9 @@ PROOF_BYTES = 64 * 1024
 BLOCKS_AHEAD = 4
 """Read from the disk in one go."""
 
+SMALL_BYTES = 64 * 1024
+"""Read without a thread, which would cost more than the read: what has just been written is in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -158,7 +161,10 @@ class Upload:
             offset = self._offset
             block = self._source.take(offset, count)
             if block is None:
-                await asyncio.to_thread(self._source.read, offset, BLOCKS_AHEAD * count)
+                if self.size <= SMALL_BYTES:
+                    self._source.read(offset, count)
+                else:
+                    await asyncio.to_thread(self._source.read, offset, BLOCKS_AHEAD * count)
                 block = self._source.take(offset, count)
             if not block:
                 return None
