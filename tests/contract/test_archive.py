@@ -200,6 +200,26 @@ async def test_a_file_that_changed_on_disk_is_no_zip(files: list[LocalFile], cha
     assert files[changed].file.target in caught.value.message
 
 
+async def test_a_growing_file_that_is_shorter_than_was_said_is_no_zip(
+    files: list[LocalFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object was replaced between the look at it and its download."""
+    monkeypatch.setattr(zip_archive, "LARGE_BYTES", 2_000_000)
+    for local in (files[0], files[1]):
+        growing = Arrival(local.file.target, local.file.size + 2_000_000, local.path)
+
+        async def arriving(arrival: Arrival = growing) -> AsyncIterator[Arrival]:
+            yield arrival
+
+        growing.begin(local.path)
+        growing.reach(1)
+        reading = asyncio.create_task(collect(ZipArchiver().stream(arriving())))
+        await asyncio.sleep(0.05)
+        growing.become(local)
+        with pytest.raises(Unavailable, match=local.file.target):
+            await asyncio.wait_for(reading, 20)
+
+
 async def test_a_cancelled_zip_leaves_no_thread_behind(files: list[LocalFile]) -> None:
     async def arriving() -> AsyncIterator[Arrival]:
         yield Arrival.of(files[0])

@@ -81,8 +81,9 @@ class Arrival(Follower):
         return self.local
 
     async def beyond(self, offset: int) -> int:
-        """Wait until more than `offset` (below `size`) bytes of its beginning are there; how many are. Waits as `whole`."""
-        while self.reached <= offset:
+        """Wait until more than `offset` (below `size`) bytes of its beginning are there, or it is whole, which may be less than
+        was said; how many are. Waits as `whole`."""
+        while self.reached <= offset and self.local is None:
             await self._change()
         return self.reached
 
