@@ -24,7 +24,7 @@ from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
 from ncr_upload.domain.admission import AdmissionLimits
-from ncr_upload.domain.errors import DestinationParked, Rejected, Unavailable
+from ncr_upload.domain.errors import Deferred, DestinationParked, Rejected, Unavailable
 from ncr_upload.domain.jobs import NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import SourceFile
 from ncr_upload.domain.retries import LOOKS, RetryLimits
@@ -327,6 +327,18 @@ def test_a_probe_that_finds_the_server_away_leaves_it_parked(worker: Worker) -> 
     probe(worker)
     assert "nobody answers" in worker.task.message
     assert worker.ledger.find_parked(worker.dropoff.destination) is not None
+
+
+def test_a_probe_that_gets_no_connection_leaves_the_reason_as_it_was(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [FULL, Deferred("connections_in_use", "all 2 connections are in use", "")]
+    worker.run()
+    probe(worker)
+    parked = worker.ledger.find_parked(worker.dropoff.destination)
+    assert parked is not None
+    assert (parked.code, parked.probes) == ("disk_full", 1)
+    assert "the partner's disk is full" in worker.task.message
+    probe(worker)
+    assert "works again" in worker.task.message
 
 
 def test_a_destination_is_told_to_be_parked_and_to_be_well_once_not_for_each_job(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ncr_upload.application.ports import Dropoff, Parking
 from ncr_upload.application.views import iso_time
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, StillParked, Unavailable
+from ncr_upload.domain.errors import Deferred, DeliveryError, DestinationParked, StillParked, Unavailable
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.parking import Parked
 from ncr_upload.domain.retries import ErrorClass
@@ -66,13 +66,16 @@ def probe_destination(parking: Parking, dropoff: Dropoff, options: ParkingOption
         asyncio.run(_probe(dropoff))
     except DeliveryError as error:
         log.debug("destination_still_parked: %s: %s", destination, error.message)
+        problem = _problem(error)
+        if before is not None and isinstance(error, Deferred):  # it was not asked, so the reason is the one that was known
+            problem = Problem(before.code, ErrorClass.PARKED.value, before.message, before.next_step)
 
         def tell(parked: Parked) -> str:
             return f"{ErrorClass.PARKED.value}: {tell_parked(parked)}. {parked.next_step} (no attempt counted)"
 
         parking.stay_parked(
             destination,
-            _problem(error),
+            problem,
             tell=tell,
             wait_seconds=LOOK_AGAIN_SECONDS,
             park_seconds=options.park_seconds,
