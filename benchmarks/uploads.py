@@ -23,6 +23,7 @@ import peers
 from datasets import PACKAGE, DataSet, place_data
 from deliveries import cpus, take_turns, walls
 from figures import Figure, compare
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.packages import PackageFile
 from ncr_upload.entrypoints.bootstrap.deliveries import make_dropoff
@@ -79,9 +80,9 @@ def _local_file(root: Path, key: str) -> LocalFile:
     return LocalFile(PackageFile(key, key, path.stat().st_size, sha256.hexdigest(), crc32, ""), path)
 
 
-async def _arrived(files: list[LocalFile]) -> AsyncIterator[LocalFile]:
+async def _arrived(files: list[LocalFile]) -> AsyncIterator[Arrival]:
     for file in files:
-        yield file
+        yield Arrival.of(file)
 
 
 async def _deliver(settings: Settings, files: list[LocalFile], name: str) -> None:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.packages import PackageFile
 
@@ -23,7 +24,7 @@ def write_package(folder: Path, contents: dict[str, bytes]) -> list[LocalFile]:
     return files
 
 
-async def arriving(files: Iterable[LocalFile]) -> AsyncIterator[LocalFile]:
-    """All of them at once, as a stage takes them."""
+async def arriving(files: Iterable[LocalFile]) -> AsyncIterator[Arrival]:
+    """All of them at once and whole, as a stage takes them."""
     for local in files:
-        yield local
+        yield Arrival.of(local)

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ncr_upload.application.arrivals import Follower, Turns
-from ncr_upload.application.ports import Fetched, Leftover, LocalFile, ObjectInfo, OnBytes, Previous, Staged, Verdict
+from ncr_upload.application.arrivals import Arrival, Follower, Turns
+from ncr_upload.application.ports import Fetched, Leftover, ObjectInfo, OnBytes, Previous, Staged, Verdict
 from ncr_upload.domain.errors import LeaseLost, Rejected, Unavailable
 
 CHUNK_BYTES = 64 * 1024
@@ -148,7 +148,7 @@ class MemoryDropoffSession:
         self,
         task_id: str,
         fence: int,
-        files: AsyncIterator[LocalFile],
+        files: AsyncIterator[Arrival],
         on_bytes: OnBytes,
         previous: Previous | None = None,
     ) -> Staged:
@@ -157,7 +157,8 @@ class MemoryDropoffSession:
         if package is None:
             raise Unavailable("staging_missing", f"{task_id}: the package is published", "Nothing to do.")
         kept, unwanted = [], set(package)
-        async for local in files:
+        async for arrival in files:
+            local = await arrival.whole()
             _check(local.file.target)
             unwanted.discard(local.file.target)
             target, content = local.file.target, local.path.read_bytes()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,15 @@ from ncr_upload.entrypoints.embedded.product import Product
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job
 from ncr_upload.entrypoints.settings import Settings
 from servers import S3Server, SftpServer
+
+ATTEMPT = """
+import sys
+from ncr_upload.application.attempts import run_task
+from ncr_upload.entrypoints.bootstrap import deliveries
+from ncr_upload.entrypoints.settings import load_settings
+settings = load_settings()
+run_task(sys.argv[1], deliveries.make_worker_ports(settings), deliveries.make_worker_options(settings, "doomed"))
+"""
 
 
 @dataclass
@@ -89,6 +101,20 @@ class Workplace:
         found = ports.submissions.task(task.task_id)
         assert found is not None
         return found
+
+    def start_attempt(self, task: Task, cwd: Path) -> subprocess.Popen[bytes]:
+        """One attempt in a process of its own, which may be killed."""
+        return subprocess.Popen([sys.executable, "-c", ATTEMPT, task.task_id], env=self._environment(), cwd=cwd)
+
+    def _environment(self) -> dict[str, str]:
+        """The settings as a program of its own reads them."""
+        values = {}
+        for name, value in self.settings.model_dump().items():
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if value not in (None, ()):
+                values[name.upper()] = str(value)
+        return dict(os.environ) | values
 
     def sweep(self, task: Task) -> None:
         """What the sweeper does, or has a worker do, some seconds after a task has ended."""

@@ -1,4 +1,4 @@
-"""The databases that the contract of the ledger and the catalogue holds on."""
+"""What the contracts hold on: databases for the ledger and the catalogue, SFTP servers for the dropoff."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import Engine
 
 from databases import SERVERS, Databases
+from dropoff_place import DropoffPlace, place_on
 from ledgers import Ledger, memory_ledger, sql_ledger
+from servers import SftpServer, start_asyncssh, start_sshd
 from studio_rows import open_database
 
 
@@ -36,3 +38,36 @@ def ledger(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path)
     engine = open_database(databases.create(request.param, tmp_path))
     yield sql_ledger(engine)
     engine.dispose()
+
+
+# --- destinations
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    """SFTP version 3 without any extension; it fails on request."""
+    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def asyncssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_asyncssh(tmp_path_factory.mktemp("asyncssh")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
+        yield server
+
+
+@pytest.fixture(params=["plain", "openssh"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DropoffPlace]:
+    with place_on(request.getfixturevalue(request.param), tmp_path.name) as place:
+        yield place

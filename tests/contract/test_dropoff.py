@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from dropoff_place import STAGING, read_tree
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.application.ports import Dropoff, LocalFile
 from ncr_upload.domain.errors import DeliveryError, LeaseLost, Rejected, Unavailable
 from packages_on_disk import arriving, write_package
-from servers import SftpServer, start_asyncssh, start_sshd
+from servers import SftpServer
 from twins import MemoryDropoff, Staging
 
 pytestmark = pytest.mark.anyio
-STAGING = ".ncr-staging"
 OLD = {"S/S.glb": b"old model", "S/sources/only_in_old.blend": b"x"}
 NEW = {
     "S/S.glb": b"new model!",
@@ -28,11 +27,6 @@ NEW = {
     "S/materials/empty.png": b"",
     "S/deep/er/s.bin": b"b" * 700_001,
 }
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 class Place:
@@ -70,28 +64,6 @@ class Place:
     def folder(self) -> Path:
         assert self.server is not None
         return self.server.folder
-
-
-def read_tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def asyncssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_asyncssh(tmp_path_factory.mktemp("asyncssh")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
-        yield server
 
 
 @pytest.fixture(params=["memory", "plain", "asyncssh_server", "openssh"])

@@ -4,56 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from ncr_upload.adapters.sftp_dropoff import SftpDropoff
+from dropoff_place import STAGING, DropoffPlace
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
-from servers import SftpServer, start_asyncssh, start_sshd
 
 pytestmark = pytest.mark.anyio
-STAGING = ".ncr-staging"
 CONTENTS = {f"S/materials/{number % 7}/{number}.png": os.urandom(1000 + number) for number in range(60)}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
-        yield server
-
-
-class Place:
-    def __init__(self, server: SftpServer, name: str) -> None:
-        self.folder = server.folder / name
-        self.folder.mkdir()
-        self.dropoff = SftpDropoff(server.login, f"{server.base_dir.rstrip('/')}/{name}", timeout_seconds=10)
-
-    def read(self, folder: Path) -> dict[str, bytes]:
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    def staged(self, fence: int) -> dict[str, bytes]:
-        return self.read(self.folder / STAGING / f"task-{fence}" / "package")
-
-
-@pytest.fixture(params=["plain", "openssh"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return Place(request.getfixturevalue(request.param), tmp_path.name)
 
 
 @pytest.fixture
@@ -75,22 +39,22 @@ def manifests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
-async def one_by_one(files: list[LocalFile], seconds: float = 0.02) -> AsyncIterator[LocalFile]:
+async def one_by_one(files: list[LocalFile], seconds: float = 0.02) -> AsyncIterator[Arrival]:
     for local in files:
         await asyncio.sleep(seconds)
-        yield local
+        yield Arrival.of(local)
 
 
-async def until(place: Place, fence: int, count: int) -> None:
+async def until(place: DropoffPlace, fence: int, count: int) -> None:
     async with asyncio.timeout(20):
         while len(place.staged(fence)) < count:  # noqa: ASYNC110 - the server's disk is watched
             await asyncio.sleep(0.02)
 
 
 async def test_all_files_at_once_take_one_write_of_the_manifest(
-    place: Place, files: list[LocalFile], manifests: list[str]
+    place: DropoffPlace, files: list[LocalFile], manifests: list[str]
 ) -> None:
-    async with place.dropoff.session() as session:
+    async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         await session.stage("task", 1, arriving(files), lambda _: None)
     assert place.staged(1) == CONTENTS
@@ -98,18 +62,18 @@ async def test_all_files_at_once_take_one_write_of_the_manifest(
 
 
 async def test_files_that_arrive_one_by_one_are_staged_meanwhile_in_few_writes_of_the_manifest(
-    place: Place, files: list[LocalFile], manifests: list[str]
+    place: DropoffPlace, files: list[LocalFile], manifests: list[str]
 ) -> None:
     waiting = asyncio.Event()
 
-    async def some_then_the_rest() -> AsyncIterator[LocalFile]:
-        async for local in one_by_one(files[:40]):
-            yield local
+    async def some_then_the_rest() -> AsyncIterator[Arrival]:
+        async for arrival in one_by_one(files[:40]):
+            yield arrival
         await waiting.wait()
-        async for local in one_by_one(files[40:]):
-            yield local
+        async for arrival in one_by_one(files[40:]):
+            yield arrival
 
-    async with place.dropoff.session() as session:
+    async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         staging = asyncio.create_task(session.stage("task", 1, some_then_the_rest(), lambda _: None))
         await until(place, 1, 40)
@@ -117,17 +81,19 @@ async def test_files_that_arrive_one_by_one_are_staged_meanwhile_in_few_writes_o
         assert await staging == Staged(0, 0)
         await session.publish("task", 1, "job-1", lambda: None)
         await session.discard("task")
-    assert place.read(place.folder / "job-1") == CONTENTS
+    assert place.delivered() == CONTENTS
     assert len(manifests) < len(files) / 3
 
 
-async def test_what_a_cancelled_stage_has_staged_is_kept_by_the_next_attempt(place: Place, files: list[LocalFile]) -> None:
-    async def never_ending() -> AsyncIterator[LocalFile]:
+async def test_what_a_cancelled_stage_has_staged_is_kept_by_the_next_attempt(
+    place: DropoffPlace, files: list[LocalFile]
+) -> None:
+    async def never_ending() -> AsyncIterator[Arrival]:
         for local in files[:30]:
-            yield local
+            yield Arrival.of(local)
         await asyncio.Event().wait()
 
-    async with place.dropoff.session() as session:
+    async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         staging = asyncio.create_task(session.stage("task", 1, never_ending(), lambda _: None))
         await until(place, 1, 30)
@@ -140,8 +106,10 @@ async def test_what_a_cancelled_stage_has_staged_is_kept_by_the_next_attempt(pla
     assert place.staged(2) == CONTENTS
 
 
-async def test_a_stage_that_is_given_up_leaves_nothing_once_it_is_discarded(place: Place, files: list[LocalFile]) -> None:
-    async with place.dropoff.session() as session:
+async def test_a_stage_that_is_given_up_leaves_nothing_once_it_is_discarded(
+    place: DropoffPlace, files: list[LocalFile]
+) -> None:
+    async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         staging = asyncio.create_task(session.stage("task", 1, one_by_one(files), lambda _: None))
         await until(place, 1, 5)
@@ -151,22 +119,22 @@ async def test_a_stage_that_is_given_up_leaves_nothing_once_it_is_discarded(plac
     assert list((place.folder / STAGING).iterdir()) == []
 
 
-async def test_a_file_that_never_arrives_ends_the_stage_with_its_own_error(place: Place, files: list[LocalFile]) -> None:
-    async def broken() -> AsyncIterator[LocalFile]:
-        yield files[0]
+async def test_a_file_that_never_arrives_ends_the_stage_with_its_own_error(place: DropoffPlace, files: list[LocalFile]) -> None:
+    async def broken() -> AsyncIterator[Arrival]:
+        yield Arrival.of(files[0])
         raise Unavailable("storage_unreachable", "the bucket is away", "It is tried again.")
 
-    async with place.dropoff.session() as session:
+    async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         with pytest.raises(Unavailable, match="the bucket is away"):
             await session.stage("task", 1, broken(), lambda _: None)
 
 
 async def test_a_folder_in_the_place_of_a_file_and_a_file_in_the_place_of_a_folder_make_way(
-    place: Place, tmp_path: Path
+    place: DropoffPlace, tmp_path: Path
 ) -> None:
     one, other = {"S/a": b"file", "S/b/c/d": b"deep"}, {"S/a/x/y": b"deep", "S/b": b"file"}
-    async with place.dropoff.session() as session:
+    async with place.dropoff().session() as session:
         for fence, contents in ((1, one), (2, other), (3, one)):
             await session.adopt("task", fence)
             await session.stage("task", fence, arriving(write_package(tmp_path / str(fence), contents)), lambda _: None)

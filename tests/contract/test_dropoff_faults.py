@@ -17,6 +17,7 @@ import pytest
 from disks import small_disk
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 from packages_on_disk import arriving, write_package
@@ -25,11 +26,6 @@ from servers import SftpServer, free_port, start_asyncssh, start_sshd
 
 pytestmark = pytest.mark.anyio
 CONTENTS = {"S/S.glb": b"g" * 900_000, "S/S.png": b"p" * 10}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +41,6 @@ def server(shared: SftpServer, tmp_path: Path) -> Iterator[SftpServer]:
     folder.mkdir()
     yield replace(shared, base_dir=f"/{tmp_path.name}", folder=folder)
     shared.fault("")
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as started:
-        yield started
 
 
 @pytest.fixture
@@ -320,8 +310,8 @@ async def test_a_server_that_does_not_keep_what_it_took_is_found_out_before_the_
     small, large = sorted(files, key=lambda local: local.file.size)
     package = server.folder / ".ncr-staging" / "task-1" / "package"
 
-    async def harmed_meanwhile() -> AsyncIterator[LocalFile]:
-        yield small
+    async def harmed_meanwhile() -> AsyncIterator[Arrival]:
+        yield Arrival.of(small)
         staged = package / small.file.target
         async with asyncio.timeout(20):
             while not staged.exists():  # noqa: ASYNC110 - another process makes it
@@ -333,7 +323,7 @@ async def test_a_server_that_does_not_keep_what_it_took_is_found_out_before_the_
                 staged.unlink()
             case _:
                 staged.with_name("foreign").write_bytes(b"foreign")
-        yield large
+        yield Arrival.of(large)
 
     async with open_dropoff(server).session() as session:
         await session.adopt("task", 1)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from fault_proxy import FaultProxy, fault_proxy
+from dropoff_place import DropoffPlace, place_on
 from fault_table import fault
-from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.upload import MAX_BLOCK_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Part, Upload
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
-from servers import SftpServer, start_asyncssh, start_sshd
+from servers import SftpServer
 
 pytestmark = pytest.mark.anyio
 MEGABYTE = 1024 * 1024
@@ -28,78 +28,15 @@ SESSION_BYTES = 100_000
 """More than logging in, listing and renaming take on the wire."""
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
-        yield server
-
-
-class Place:
-    """A base folder of its own on a server behind a counting proxy."""
-
-    def __init__(self, server: SftpServer, proxy: FaultProxy, name: str) -> None:
-        self.server, self.proxy = server, proxy
-        self.folder = server.folder / name
-        self.folder.mkdir()
-        login = server.with_login(port=proxy.port)
-        self.dropoff = SftpDropoff(login, f"{server.base_dir.rstrip('/')}/{name}", channels=2, timeout_seconds=20)
-
-    async def attempt(self, fence: int, files: list[LocalFile]) -> tuple[Staged, int]:
-        """An attempt that publishes; also the bytes it sent."""
-        before = self.proxy.count()["up"]
-        async with self.dropoff.session() as session:
-            await session.adopt("task", fence)
-            told: list[int] = []
-            staged = await session.stage("task", fence, arriving(files), told.append)
-            assert sum(told) == sum(local.file.size for local in files)
-            await session.publish("task", fence, "job-1", lambda: None)
-            await session.discard("task")
-        return staged, self.proxy.count()["up"] - before
-
-    async def cut_off(self, fence: int, files: list[LocalFile], after_bytes: int) -> None:
-        """An attempt whose connection is cut after so many bytes."""
-        async with self.dropoff.session() as session:
-            await session.adopt("task", fence)
-            self.proxy.cut_after(after_bytes)
-            with pytest.raises(Unavailable):
-                await session.stage("task", fence, arriving(files), lambda _: None)
-        self.proxy.heal()
-        await self.at_rest()
-
-    async def at_rest(self) -> None:
-        """The server may still write what it had received when the connection was cut."""
-        sizes: list[int] = []
-        while len(sizes) < 2 or sizes[-1] != sizes[-2]:
-            sizes.append(sum(part.stat().st_size for part in self.parts()))
-            await asyncio.sleep(0.3)
-
-    def parts(self) -> list[Path]:
-        return sorted(self.folder.glob(".ncr-staging/task-*/parts/*"))
-
-    def delivered(self) -> dict[str, bytes]:
-        final = self.folder / "job-1"
-        return {path.relative_to(final).as_posix(): path.read_bytes() for path in final.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(params=["plain", "openssh"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    server: SftpServer = request.getfixturevalue(request.param)
-    assert server.login.host is not None
-    with fault_proxy((server.login.host, server.login.port)) as proxy:
-        yield Place(server, proxy, tmp_path.name)
-    if server.control:
-        server.fault("")
+async def cut_off(place: DropoffPlace, fence: int, files: list[LocalFile], after_bytes: int) -> None:
+    """An attempt whose connection is cut after so many bytes."""
+    async with place.dropoff().session() as session:
+        await session.adopt("task", fence)
+        place.proxy.cut_after(after_bytes)
+        with pytest.raises(Unavailable):
+            await session.stage("task", fence, arriving(files), lambda _: None)
+    place.proxy.heal()
+    await place.at_rest()
 
 
 @fault(
@@ -109,25 +46,25 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     outcome="the next attempt, from any host, sends the rest of the file only",
 )
 @pytest.mark.parametrize("host", ["same", "another"])
-async def test_a_file_that_was_cut_off_goes_on_from_where_it_was(place: Place, tmp_path: Path, host: str) -> None:
+async def test_a_file_that_was_cut_off_goes_on_from_where_it_was(place: DropoffPlace, tmp_path: Path, host: str) -> None:
     contents = {"S/large.blend": LARGE}
-    await place.cut_off(1, write_package(tmp_path / "same", contents), 8 * MEGABYTE)
+    await cut_off(place, 1, write_package(tmp_path / "same", contents), 8 * MEGABYTE)
     (part,) = place.parts()
     arrived = part.stat().st_size
     assert arrived > 8 * MEGABYTE - WINDOW_BYTES
     assert LARGE.startswith(part.read_bytes()[: arrived - WINDOW_BYTES])
-    staged, sent = await place.attempt(2, write_package(tmp_path / host, contents))
+    staged, sent = await place.deliver(write_package(tmp_path / host, contents), fence=2)
     assert staged == Staged(0, arrived - WINDOW_BYTES)
     rest = len(LARGE) - arrived + WINDOW_BYTES
     assert rest <= sent <= rest + SESSION_BYTES
     assert place.delivered() == contents
 
 
-async def test_a_file_that_is_cut_off_again_and_again_arrives_all_the_same(place: Place, tmp_path: Path) -> None:
+async def test_a_file_that_is_cut_off_again_and_again_arrives_all_the_same(place: DropoffPlace, tmp_path: Path) -> None:
     files = write_package(tmp_path / "files", {"S/large.blend": LARGE})
     for fence in (1, 2, 3):
-        await place.cut_off(fence, files, 4 * MEGABYTE)
-    staged, _ = await place.attempt(4, files)
+        await cut_off(place, fence, files, 4 * MEGABYTE)
+    staged, _ = await place.deliver(files, fence=4)
     assert staged.kept_bytes > 4 * MEGABYTE
     assert place.delivered() == {"S/large.blend": LARGE}
 
@@ -138,24 +75,24 @@ async def test_a_file_that_is_cut_off_again_and_again_arrives_all_the_same(place
     invariants="OP",
     outcome="files that were staged whole are not sent again",
 )
-async def test_files_that_were_staged_whole_are_not_sent_again(place: Place, tmp_path: Path) -> None:
+async def test_files_that_were_staged_whole_are_not_sent_again(place: DropoffPlace, tmp_path: Path) -> None:
     contents = {f"S/{number}.png": os.urandom(MEGABYTE) for number in range(10)}
     files = write_package(tmp_path / "files", contents)
-    await place.cut_off(1, files, 6 * MEGABYTE)
+    await cut_off(place, 1, files, 6 * MEGABYTE)
     whole = len(list(place.folder.glob(".ncr-staging/task-1/package/S/*.png")))
     assert whole > 0
-    staged, sent = await place.attempt(2, files)
+    staged, sent = await place.deliver(files, fence=2)
     assert staged == Staged(whole, whole * MEGABYTE)
     assert sent <= (len(contents) - whole) * MEGABYTE + SESSION_BYTES
     assert place.delivered() == contents
 
 
-async def test_files_with_the_same_content_have_parts_of_their_own(place: Place, tmp_path: Path) -> None:
+async def test_files_with_the_same_content_have_parts_of_their_own(place: DropoffPlace, tmp_path: Path) -> None:
     contents = {"S/a.bin": LARGE, "S/b.bin": LARGE}
     files = write_package(tmp_path / "files", contents)
-    await place.cut_off(1, files, 16 * MEGABYTE)
+    await cut_off(place, 1, files, 16 * MEGABYTE)
     assert len(place.parts()) == 2
-    staged, _ = await place.attempt(2, files)
+    staged, _ = await place.deliver(files, fence=2)
     assert staged.kept_bytes > 8 * MEGABYTE
     assert place.delivered() == contents
 
@@ -167,9 +104,11 @@ async def test_files_with_the_same_content_have_parts_of_their_own(place: Place,
     outcome="that file is sent anew",
 )
 @pytest.mark.parametrize("damage", ["other bytes", "longer than the file", "shorter than the window"])
-async def test_a_part_that_is_not_the_beginning_of_the_file_is_sent_anew(place: Place, tmp_path: Path, damage: str) -> None:
+async def test_a_part_that_is_not_the_beginning_of_the_file_is_sent_anew(
+    place: DropoffPlace, tmp_path: Path, damage: str
+) -> None:
     files = write_package(tmp_path / "files", {"S/large.blend": LARGE})
-    await place.cut_off(1, files, 8 * MEGABYTE)
+    await cut_off(place, 1, files, 8 * MEGABYTE)
     (part,) = place.parts()
     content = {
         "other bytes": bytes(part.stat().st_size),
@@ -177,45 +116,40 @@ async def test_a_part_that_is_not_the_beginning_of_the_file_is_sent_anew(place: 
         "shorter than the window": LARGE[:WINDOW_BYTES],
     }
     part.write_bytes(content[damage])
-    staged, _ = await place.attempt(2, files)
+    staged, _ = await place.deliver(files, fence=2)
     assert staged == Staged(0, 0)
     assert place.delivered() == {"S/large.blend": LARGE}
 
 
-async def test_parts_of_files_that_no_longer_belong_go(place: Place, tmp_path: Path) -> None:
-    await place.cut_off(1, write_package(tmp_path / "old", {"S/large.blend": LARGE}), 8 * MEGABYTE)
+async def test_parts_of_files_that_no_longer_belong_go(place: DropoffPlace, tmp_path: Path) -> None:
+    await cut_off(place, 1, write_package(tmp_path / "old", {"S/large.blend": LARGE}), 8 * MEGABYTE)
     files = write_package(tmp_path / "new", {"S/large.blend": LARGE[::-1]})
-    async with place.dropoff.session() as session:
+    async with place.dropoff().session() as session:
         await session.adopt("task", 2)
         staged = await session.stage("task", 2, arriving(files), lambda _: None)
     assert staged == Staged(0, 0)
     assert place.parts() == []
 
 
-async def test_a_stale_worker_that_still_writes_into_the_part_does_no_harm(place: Place, tmp_path: Path) -> None:
+async def test_a_stale_worker_that_still_writes_into_the_part_does_no_harm(place: DropoffPlace, tmp_path: Path) -> None:
     """It has the file open, so that no rename takes it away; what it writes is what belongs there."""
     files = write_package(tmp_path / "files", {"S/large.blend": LARGE})
-    await place.cut_off(1, files, 8 * MEGABYTE)
+    await cut_off(place, 1, files, 8 * MEGABYTE)
     (part,) = place.parts()
     with part.open("r+b") as stale:
         offset = part.stat().st_size - MEGABYTE
-        await place.attempt(2, files)
+        await place.deliver(files, fence=2)
         stale.seek(offset)
         stale.write(LARGE[offset : offset + MEGABYTE])
     assert place.delivered() == {"S/large.blend": LARGE}
 
 
 async def test_a_server_that_will_not_continue_a_file_gets_it_anew(plain: SftpServer, tmp_path: Path) -> None:
-    assert plain.login.host is not None
     files = write_package(tmp_path / "files", {"S/large.blend": LARGE})
-    with fault_proxy((plain.login.host, plain.login.port)) as proxy:
-        place = Place(plain, proxy, tmp_path.name)
-        await place.cut_off(1, files, 8 * MEGABYTE)
+    with place_on(plain, tmp_path.name) as place:
+        await cut_off(place, 1, files, 8 * MEGABYTE)
         plain.fault("no-continue")
-        try:
-            staged, _ = await place.attempt(2, files)
-        finally:
-            plain.fault("")
+        staged, _ = await place.deliver(files, fence=2)
     assert staged == Staged(0, 0)
     assert place.delivered() == {"S/large.blend": LARGE}
 
@@ -276,7 +210,7 @@ async def test_no_write_goes_out_further_than_the_window_beyond_what_was_acknowl
     SlowTrack.acknowledged.clear()
     (local,) = write_package(tmp_path / "files", {"S/large.blend": LARGE})
     told: list[int] = []
-    upload = Upload(Part(local, "parts/large", None, window_bytes), told.append)
+    upload = Upload(Part(Arrival.of(local), "parts/large", None, window_bytes), told.append)
     slow = [SlowTrack(withheld, window_bytes) for _ in range(tracks)]
     sending = asyncio.gather(*(upload.send(track) for track in slow))  # type: ignore[arg-type]
     if withheld is None:

@@ -6,22 +6,21 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncssh
 import pytest
 
-from fault_proxy import FaultProxy, fault_proxy
+from dropoff_place import DropoffPlace, place_on
 from fault_table import fault
-from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.package import plan_connections
 from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES
 from ncr_upload.adapters.sftp_dropoff.wire import Wire, _Write, quicken
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
-from servers import SftpServer, start_asyncssh, start_sshd
+from servers import SftpServer
 
 pytestmark = pytest.mark.anyio
 MEGABYTE = 1024 * 1024
@@ -31,65 +30,10 @@ SESSION_BYTES = 300_000
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_asyncssh(tmp_path_factory.mktemp("plain"), extensions=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
-        yield server
-
-
-class Place:
-    """A base folder of its own on a server that is `far`, behind a counting proxy."""
-
-    def __init__(self, server: SftpServer, proxy: FaultProxy, name: str, far: bool = True) -> None:
-        self.server, self.proxy = server, proxy
-        self.folder = server.folder / name
-        self.folder.mkdir()
-        self.base = f"{server.base_dir.rstrip('/')}/{name}"
-        if far:
-            proxy.delay(30)
-
-    def dropoff(self, connections: int = 3, channels: int = 2) -> SftpDropoff:
-        login = self.server.with_login(port=self.proxy.port)
-        return SftpDropoff(login, self.base, connections=connections, channels=channels, timeout_seconds=20)
-
-    async def deliver(self, files: list[LocalFile], fence: int = 1, **settings: int) -> tuple[Staged, int]:
-        """Also the bytes it sent."""
-        before = self.proxy.count()["up"]
-        told: list[int] = []
-        async with self.dropoff(**settings).session() as session:
-            await session.adopt("task", fence)
-            staged = await session.stage("task", fence, arriving(files), told.append)
-            await session.publish("task", fence, "job-1", lambda: None)
-            await session.discard("task")
-        assert sum(told) == sum(local.file.size for local in files)
-        return staged, self.proxy.count()["up"] - before
-
-    def delivered(self) -> dict[str, bytes]:
-        final = self.folder / "job-1"
-        return {path.relative_to(final).as_posix(): path.read_bytes() for path in final.rglob("*") if path.is_file()}
-
-    def parts(self) -> list[Path]:
-        return sorted(self.folder.glob(".ncr-staging/task-*/parts/*"))
-
-
-@pytest.fixture(params=["plain", "openssh"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    server: SftpServer = request.getfixturevalue(request.param)
-    assert server.login.host is not None
-    with fault_proxy((server.login.host, server.login.port)) as proxy:
-        yield Place(server, proxy, tmp_path.name)
-    if server.control:
-        server.fault("")
+def place(place: DropoffPlace) -> DropoffPlace:
+    """Far away."""
+    place.proxy.delay(30)
+    return place
 
 
 def huge(folder: Path) -> list[LocalFile]:
@@ -99,31 +43,31 @@ def huge(folder: Path) -> list[LocalFile]:
 # --- several connections ----------------------------------------------------------------------------------------
 
 
-async def test_a_large_file_goes_through_several_connections_and_arrives_as_it_was(place: Place, tmp_path: Path) -> None:
+async def test_a_large_file_goes_through_several_connections_and_arrives_as_it_was(place: DropoffPlace, tmp_path: Path) -> None:
     staged, _ = await place.deliver(huge(tmp_path / "files"))
     assert staged == Staged(0, 0)
     assert place.proxy.count()["accepted"] == 3
     assert place.delivered() == {"S/huge.blend": HUGE}
 
 
-async def test_large_and_small_files_share_the_connections(place: Place, tmp_path: Path) -> None:
+async def test_large_and_small_files_share_the_connections(place: DropoffPlace, tmp_path: Path) -> None:
     contents = {"S/huge.blend": HUGE, "S/copy.blend": HUGE} | {f"S/m/{number}.png": os.urandom(5000) for number in range(100)}
     await place.deliver(write_package(tmp_path / "files", contents))
     assert place.delivered() == contents
 
 
 @pytest.mark.parametrize(("size", "accepted"), [(100, 1), (9 * MEGABYTE, 2)])
-async def test_a_connection_is_opened_only_for_what_is_worth_it(place: Place, tmp_path: Path, size: int, accepted: int) -> None:
+async def test_a_connection_is_opened_only_for_what_is_worth_it(
+    place: DropoffPlace, tmp_path: Path, size: int, accepted: int
+) -> None:
     await place.deliver(write_package(tmp_path / "files", {"S/a.bin": HUGE[:size], "S/b.bin": HUGE[:100]}))
     assert place.proxy.count()["accepted"] == accepted
 
 
 async def test_a_server_that_is_near_is_met_through_one_connection(openssh: SftpServer, tmp_path: Path) -> None:
-    assert openssh.login.host is not None
-    with fault_proxy((openssh.login.host, openssh.login.port)) as proxy:
-        place = Place(openssh, proxy, tmp_path.name, far=False)
+    with place_on(openssh, tmp_path.name) as place:
         await place.deliver(huge(tmp_path / "files"))
-        assert proxy.count()["accepted"] == 1
+        assert place.proxy.count()["accepted"] == 1
     assert plan_connections(2**30, round_trip_seconds=0.001) == 1
     assert plan_connections(2**30, round_trip_seconds=0.04) > 16
     assert plan_connections(0, round_trip_seconds=0.04) == 1
@@ -136,7 +80,7 @@ async def test_a_server_that_is_near_is_met_through_one_connection(openssh: Sftp
     outcome="the upload goes on with those that were not refused",
 )
 async def test_a_server_that_refuses_more_connections_is_used_with_one(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: DropoffPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ncr_upload.adapters.sftp_dropoff import channels
 
@@ -164,14 +108,10 @@ async def test_a_server_that_refuses_more_connections_is_used_with_one(
 async def test_a_server_that_takes_a_file_through_one_connection_only_gets_it_so(
     plain: SftpServer, tmp_path: Path, manner: str
 ) -> None:
-    assert plain.login.host is not None
-    with fault_proxy((plain.login.host, plain.login.port)) as proxy:
-        place = Place(plain, proxy, tmp_path.name)
+    with place_on(plain, tmp_path.name) as place:
+        place.proxy.delay(30)
         plain.fault(manner)
-        try:
-            await place.deliver(huge(tmp_path / "files"))
-        finally:
-            plain.fault("")
+        await place.deliver(huge(tmp_path / "files"))
     assert place.delivered() == {"S/huge.blend": HUGE}
 
 
@@ -187,19 +127,18 @@ async def test_a_server_that_takes_a_file_through_one_connection_only_gets_it_so
 @pytest.mark.parametrize("connections", [1, 3])
 @pytest.mark.parametrize("host", ["same", "another"])
 async def test_a_split_file_that_was_cut_off_goes_on_from_where_it_was(
-    place: Place, tmp_path: Path, host: str, connections: int
+    place: DropoffPlace, tmp_path: Path, host: str, connections: int
 ) -> None:
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         place.proxy.throttle(all_bytes_per_second=20 * MEGABYTE)
         staging = asyncio.create_task(session.stage("task", 1, arriving(huge(tmp_path / "same")), lambda _: None))
-        while place.proxy.count()["up"] < 22 * MEGABYTE:  # noqa: ASYNC110 - it is the wire that is watched
-            await asyncio.sleep(0.01)
+        await place.until_sent(22 * MEGABYTE)
         assert place.proxy.cut() == 3
         with pytest.raises(Unavailable):
             await staging
     place.proxy.heal()
-    await at_rest(place)
+    await place.at_rest()
     (part,) = place.parts()
     arrived, content = part.stat().st_size, part.read_bytes()
     assert arrived > WIDE_WINDOW_BYTES
@@ -211,7 +150,7 @@ async def test_a_split_file_that_was_cut_off_goes_on_from_where_it_was(
     assert place.delivered() == {"S/huge.blend": HUGE}
 
 
-async def test_a_hole_within_the_window_is_filled(place: Place, tmp_path: Path) -> None:
+async def test_a_hole_within_the_window_is_filled(place: DropoffPlace, tmp_path: Path) -> None:
     """What connections that died at different moments leave: bytes that never came, before others that did."""
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
@@ -223,16 +162,6 @@ async def test_a_hole_within_the_window_is_filled(place: Place, tmp_path: Path) 
     staged, _ = await place.deliver([local], fence=2)
     assert staged.kept_bytes == arrived - WIDE_WINDOW_BYTES
     assert place.delivered() == {"S/huge.blend": HUGE}
-
-
-async def at_rest(place: Place) -> None:
-    """The server may still write what it had received when the connection was cut."""
-    sizes: list[int] = []
-    deadline = time.monotonic() + 20
-    while len(sizes) < 3 or len(set(sizes[-3:])) > 1:
-        assert time.monotonic() < deadline
-        sizes.append(sum(part.stat().st_size for part in place.parts()))
-        await asyncio.sleep(0.2)
 
 
 # --- round trips ------------------------------------------------------------------------------------------------
@@ -256,10 +185,8 @@ def laps() -> Callable[[], float]:
 async def test_many_small_files_take_few_round_trips(openssh: SftpServer, tmp_path: Path, laps: Callable[[], float]) -> None:
     """The round trips are so long that what a busy machine adds counts for little."""
     files = write_package(tmp_path / "files", {f"S/m{number % 5}/deep/{number}.png": os.urandom(2000) for number in range(300)})
-    assert openssh.login.host is not None
-    with fault_proxy((openssh.login.host, openssh.login.port)) as proxy:
-        place = Place(openssh, proxy, tmp_path.name, far=False)
-        proxy.delay(ROUND_TRIP_SECONDS * 1000)
+    with place_on(openssh, tmp_path.name) as place:
+        place.proxy.delay(ROUND_TRIP_SECONDS * 1000)
         laps()
         async with place.dropoff(channels=4).session() as session:
             assert laps() < 13

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +13,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from pydantic import SecretStr
 from sqlalchemy import text
 
 from disks import open_files
@@ -29,14 +26,6 @@ from ncr_upload.entrypoints.embedded.product import Product, make_product
 from running_stack import until
 from workplace import Workplace
 
-ATTEMPT = """
-import sys
-from ncr_upload.application.attempts import run_task
-from ncr_upload.entrypoints.bootstrap import deliveries
-from ncr_upload.entrypoints.settings import load_settings
-settings = load_settings()
-run_task(sys.argv[1], deliveries.make_worker_ports(settings), deliveries.make_worker_options(settings, "doomed"))
-"""
 LARGE_FILES = 6
 SIDE = 512
 HEADERS_BYTES = 2000
@@ -179,7 +168,7 @@ def test_what_a_killed_worker_had_downloaded_is_not_fetched_again(
 ) -> None:
     task = submit(workplace, "killed", large_product)
     storage.throttle(all_bytes_per_second=SLOW)
-    doomed = subprocess.Popen([sys.executable, "-c", ATTEMPT, task.task_id], env=environment(workplace), cwd=tmp_path)
+    doomed = workplace.start_attempt(task, tmp_path)
     with when_some_have_arrived(workplace, doomed.kill):
         assert doomed.wait(60) == -9
     storage.heal()
@@ -265,14 +254,3 @@ def test_an_upload_that_was_cut_off_goes_on_from_another_host(
     assert len(list(here.iterdir())) == 1, "that host does not know yet"
     assert len(workplace.sweep_work_dir(here)) == 1
     assert list(here.iterdir()) == []
-
-
-def environment(workplace: Workplace) -> dict[str, str]:
-    """The workplace's settings as a program of its own reads them."""
-    values = {}
-    for name, value in workplace.settings.model_dump().items():
-        if isinstance(value, SecretStr):
-            value = value.get_secret_value()
-        if value not in (None, ()):
-            values[name.upper()] = str(value)
-    return dict(os.environ) | values

@@ -14,6 +14,8 @@ from ncr_upload.domain.errors import Deferred, Rejected
 from ncr_upload.domain.packages import PackageFile, PackageSize, PlannedFile
 
 STATS_AT_ONCE = 32
+GROWING_BYTES = 32 * 1024 * 1024
+"""A file of that size may be sent on while it arrives."""
 
 
 class Downloads:
@@ -65,13 +67,19 @@ class Downloads:
         for arrival in self.arrivals:
             await arrival.whole()
 
-    async def as_they_come(self) -> AsyncIterator[LocalFile]:
-        """Every file once it is whole, the first that is first."""
-        waiting: set[asyncio.Task[LocalFile]] = set(self.tasks)
+    async def as_they_come(self) -> AsyncIterator[Arrival]:
+        """Every file once it is whole, the first that is first; one of GROWING_BYTES or more at once."""
+        for arrival in self.arrivals:
+            if arrival.size >= GROWING_BYTES:
+                yield arrival
+        waiting = dict(zip(self.tasks, self.arrivals, strict=True))
         while waiting:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                yield task.result()
+                task.result()
+                arrival = waiting.pop(task)
+                if arrival.size < GROWING_BYTES:
+                    yield arrival
 
     def results(self) -> list[LocalFile]:
         """In the plan's order, once all are whole."""

@@ -223,11 +223,12 @@ class DropoffSession(Protocol):
         self,
         task_id: str,
         fence: int,
-        files: AsyncIterator[LocalFile],
+        files: AsyncIterator[Arrival],
         on_bytes: OnBytes,
         previous: Previous | None = None,
     ) -> Staged:
-        """Upload the files into the staging folder as they become known; after the last, verify every size. Files that an
+        """Upload the files into the staging folder, large ones while they arrive; after the last, verify every size. A file is
+        there under its name only once what was sent of it has the hash that it has since it is whole. Files that an
         earlier attempt staged whole and with the same hash are kept, and those it staged in part are continued; what the
         previous delivery has unchanged is linked, where the server can, and never written into; whatever else is there goes.
         A failure of `files` ends it and is raised. When the disk is full, everything staged goes. If it is cancelled, what was

@@ -27,7 +27,8 @@ from ncr_upload.adapters.sftp_dropoff.links import Links
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin
 from ncr_upload.adapters.sftp_dropoff.package import STAGING, StagedPackage, check_relative
 from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, disk_full
-from ncr_upload.application.ports import Leftover, LocalFile, OnBytes, Previous, Staged
+from ncr_upload.application.arrivals import Arrival
+from ncr_upload.application.ports import Leftover, OnBytes, Previous, Staged
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Unavailable
 
 ROOM_FOR_MORE_BYTES = 1024 * 1024
@@ -284,7 +285,7 @@ class SftpSession:
         self,
         task_id: str,
         fence: int,
-        files: AsyncIterator[LocalFile],
+        files: AsyncIterator[Arrival],
         on_bytes: OnBytes,
         previous: Previous | None = None,
     ) -> Staged:

@@ -38,6 +38,10 @@ class Links:
         """Where the same content is, and since when."""
         return self._sources.get((file.sha256, file.size))
 
+    def has_size(self, size: int) -> bool:
+        """Whether a file of so many bytes is there, so that another one may be the same."""
+        return any(known == size for _, known in self._sources)
+
     async def link(self, source: str, to: str) -> bool:
         """False where the server will not: links are forbidden there, the file is gone, or has as many names as it may."""
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
+import hashlib
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -11,56 +11,25 @@ from collections.abc import AsyncIterator
 from ncr_upload.adapters.sftp_dropoff.channels import Channels, Place
 from ncr_upload.adapters.sftp_dropoff.links import Links, settle_times
 from ncr_upload.adapters.sftp_dropoff.manifest import Entry, Manifest
-from ncr_upload.adapters.sftp_dropoff.remote import Failed, Tree
-from ncr_upload.adapters.sftp_dropoff.track import ALL_BYTES, LINK_BYTES, Flow, Signal, Track
-from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Part, Upload
+from ncr_upload.adapters.sftp_dropoff.queue import Queue
+from ncr_upload.adapters.sftp_dropoff.remote import Failed, Tree, start
+from ncr_upload.adapters.sftp_dropoff.track import ALL_BYTES, LINK_BYTES, Flow, Track
+from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Differs, Part, Upload
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, OnBytes, Staged
 from ncr_upload.domain.errors import Rejected, Unavailable
 
 STAGING = ".ncr-staging"
 WIDE = ".wide"
 """Ends the names of parts that are written with the wide window."""
+EARLY = ".early"
+"""Ends the names of parts of files whose hash is not known yet. No later attempt takes one for anything."""
+
 BYTES_PER_CONNECTION = 8 * 1024 * 1024
 """So much must wait for a further connection to be worth its round trips."""
 
 FAR_SECONDS = 0.004
 """A server that takes less to answer is near: one connection to it goes as fast as this process can encrypt."""
-
-
-class _Queue:
-    """Uploads that wait for a track, the largest first, so that none is left alone with a large one at the end."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Upload]] = []
-        self._added = 0
-        self._closed = False
-        self._changed = Signal()
-        self.bytes = 0
-
-    def put(self, upload: Upload) -> None:
-        self._added += 1
-        heapq.heappush(self._heap, (-upload.size, self._added, upload))
-        self.bytes += upload.size
-        self._changed.fire()
-
-    def close(self) -> None:
-        self._closed = True
-        self._changed.fire()
-
-    async def take(self) -> Upload | None:
-        """None once nothing waits and nothing will. A wide one stays until all of it is sent, for others to take too."""
-        while True:
-            if not self._heap:
-                if self._closed:
-                    return None
-                await self._changed.wait()
-            elif (upload := self._heap[0][2]).is_wide and not upload.is_sent:
-                return upload
-            else:
-                heapq.heappop(self._heap)
-                self.bytes -= upload.size
-                if not upload.is_wide:
-                    return upload
 
 
 class StagedPackage:
@@ -77,11 +46,13 @@ class StagedPackage:
         self._left: set[str] = set()
         self._there = Tree({}, [])
         self._parts: dict[str, int] = {}
+        self._cut_off = False
         self._copies = Counter[str]()
         self._made: set[str] = {""}
         self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._clearing = asyncio.Lock()
         self._manifest = Manifest(self._remote, own, {})
-        self._queue = _Queue()
+        self._queue = Queue()
         self._tracks: set[Place] = set()
         self._uploads: list[Upload] = []
         self._flow = Flow(ALL_BYTES)
@@ -92,15 +63,15 @@ class StagedPackage:
         self._linked_files = 0
         self._linked_bytes = 0
 
-    async def stage(self, files: AsyncIterator[LocalFile], fresh: bool) -> Staged:
+    async def stage(self, files: AsyncIterator[Arrival], fresh: bool) -> Staged:
         """The first failure, of a file's arrival too, stops the rest and is raised. Nothing is there yet when it is `fresh`."""
         _, self._left = await asyncio.gather(self._previous.look(), self._look(fresh))
         try:
             async with asyncio.TaskGroup() as group:
-                receiving = group.create_task(self._receive(files, group))
-                group.create_task(self._start_tracks(group, receiving))
+                receiving = start(group, self._receive(files, group))
+                start(group, self._start_tracks(group, receiving))
                 if fresh:
-                    group.create_task(self._look_beside())
+                    start(group, self._look_beside())
         except ExceptionGroup as failures:
             raise self._choose(failures) from None
         finally:
@@ -130,35 +101,82 @@ class StagedPackage:
         )
         self._made = {"", *self._there.folders}
         self._parts = {name: attrs.size or 0 for name, attrs in parts.items()}
+        self._cut_off = any(name.endswith((WIDE, EARLY)) for name in parts)
         return set(self._there.files)
 
     # --- what is wanted -----------------------------------------------------------------------------------------
 
-    async def _receive(self, files: AsyncIterator[LocalFile], group: asyncio.TaskGroup) -> None:
-        linking = []
-        async for local in files:
-            target = local.file.target
-            check_relative(target)
-            self._wanted[target] = local
-            if self._is_whole(local):
-                del self._there.files[target]
-                self._kept_files += 1
-                self._kept_bytes += local.file.size
-                self._on_bytes(local.file.size)
-                continue
-            await self._remove_obstacles(target)
-            group.create_task(self._make_folder(posixpath.dirname(target)))
-            source = self._previous.find(local.file)
-            if source is not None:
-                self._manifest.note(target, Entry(local.file.sha256, source[1]))
-                linking.append(group.create_task(self._link(local, source[0], group)))
+    async def _receive(self, files: AsyncIterator[Arrival], group: asyncio.TaskGroup) -> None:
+        growing, linking = [], list[asyncio.Task[None]]()
+        start(group, self._remove_parts([name for name in self._parts if name.endswith(EARLY)]))
+        async for arrival in files:
+            check_relative(arrival.target)
+            if arrival.local is None:
+                growing.append(start(group, self._receive_growing(arrival, linking, group)))
             else:
-                self._send_later(local, group)
-        group.create_task(self._manifest.complete())
+                await self._receive_whole(arrival.local, linking, group)
+        await asyncio.gather(*growing)
+        start(group, self._manifest.complete())
         await asyncio.gather(*linking)
         self._queue.close()
-        parts = [posixpath.join(self._own, "parts", name) for name in self._parts]
-        group.create_task(self._remote.remove_files(parts))
+        start(group, self._remove_parts(list(self._parts)))
+
+    async def _receive_growing(self, arrival: Arrival, linking: list[asyncio.Task[None]], group: asyncio.TaskGroup) -> None:
+        """Send it while it comes, if it is worth it. What becomes of it is decided when its hash is known, as of any file."""
+        if not self._may_send_early(arrival):
+            await self._receive_whole(await arrival.whole(), linking, group)
+            return
+        name = hashlib.sha256(arrival.target.encode()).hexdigest() + EARLY
+        upload = self._add(Part(arrival, self._part_path(name), None, WIDE_WINDOW_BYTES), group)
+        await self._queue.follow(arrival)
+        local = await arrival.whole()
+        await self._expect(local, group)
+        self._manifest.note(arrival.target, Entry(local.file.sha256))
+        await upload.settle(local, self._remote, self._part_path(self._name_part(local, wide=True)))
+
+    def _may_send_early(self, arrival: Arrival) -> bool:
+        """Not what may turn out to be there already; nor where an attempt before was cut off within a large file, as only parts
+        with a hash for a name are continued, so that each attempt comes further than the one before."""
+        seen = self._there.files.get(arrival.target)
+        return (
+            arrival.size >= SPLIT_BYTES
+            and (seen is None or seen.size != arrival.size)
+            and not self._previous.has_size(arrival.size)
+            and not self._cut_off
+        )
+
+    async def _receive_whole(self, local: LocalFile, linking: list[asyncio.Task[None]], group: asyncio.TaskGroup) -> None:
+        target = local.file.target
+        if self._is_whole(local):
+            self._wanted[target] = local
+            del self._there.files[target]
+            self._kept_files += 1
+            self._kept_bytes += local.file.size
+            self._on_bytes(local.file.size)
+            return
+        await self._expect(local, group)
+        source = self._previous.find(local.file)
+        if source is not None:
+            self._manifest.note(target, Entry(local.file.sha256, source[1]))
+            linking.append(start(group, self._link(local, source[0], group)))
+        else:
+            self._send_later(local, group)
+
+    async def _remove_parts(self, names: list[str]) -> None:
+        for name in names:
+            del self._parts[name]
+        await self._remote.remove_files(self._part_path(name) for name in names)
+
+    def _part_path(self, name: str) -> str:
+        return posixpath.join(self._own, "parts", name)
+
+    async def _expect(self, local: LocalFile, group: asyncio.TaskGroup) -> None:
+        """Make way for a file that is to be sent or linked."""
+        target = local.file.target
+        self._wanted[target] = local
+        async with self._clearing:
+            await self._remove_obstacles(target)
+        start(group, self._make_folder(posixpath.dirname(target)))
 
     def _is_whole(self, local: LocalFile) -> bool:
         """A link must show the time it was linked with: whoever writes into the delivered file writes into it."""
@@ -169,8 +187,17 @@ class StagedPackage:
 
     def _send_later(self, local: LocalFile, group: asyncio.TaskGroup) -> None:
         self._manifest.note(local.file.target, Entry(local.file.sha256))
-        self._queue.put(self._upload_of(local))
+        wide = local.file.size >= SPLIT_BYTES
+        name = self._name_part(local, wide=wide)
+        path, window_bytes = self._part_path(name), WIDE_WINDOW_BYTES if wide else WINDOW_BYTES
+        self._add(Part(Arrival.of(local), path, self._parts.pop(name, None), window_bytes), group)
+
+    def _add(self, part: Part, group: asyncio.TaskGroup) -> Upload:
+        upload = Upload(part, self._on_bytes)
+        self._uploads.append(upload)
+        self._queue.put(upload)
         self._add_tracks(group)
+        return upload
 
     async def _link(self, local: LocalFile, source: str, group: asyncio.TaskGroup) -> None:
         """Give what is delivered already a second name in the package; what cannot be linked is sent."""
@@ -204,16 +231,12 @@ class StagedPackage:
             self._there.folders.remove(path)
             self._made.discard(path)
 
-    def _upload_of(self, local: LocalFile) -> Upload:
+    def _name_part(self, local: LocalFile, *, wide: bool) -> str:
         """Which of several files with the same content takes which of their parts makes no difference."""
-        sha256, wide = local.file.sha256, local.file.size >= SPLIT_BYTES
+        sha256 = local.file.sha256
         copy = self._copies[sha256]
         self._copies[sha256] += 1
-        name = (f"{sha256}-{copy}" if copy else sha256) + (WIDE if wide else "")
-        path = posixpath.join(self._own, "parts", name)
-        part = Part(local, path, self._parts.pop(name, None), WIDE_WINDOW_BYTES if wide else WINDOW_BYTES)
-        self._uploads.append(Upload(part, self._on_bytes))
-        return self._uploads[-1]
+        return (f"{sha256}-{copy}" if copy else sha256) + (WIDE if wide else "")
 
     # --- on the way ---------------------------------------------------------------------------------------------
 
@@ -232,7 +255,7 @@ class StagedPackage:
         for place in self._channels.places(connections):
             if place not in self._tracks:
                 self._tracks.add(place)
-                group.create_task(self._use_track(place))
+                start(group, self._use_track(place))
 
     async def _use_track(self, place: Place) -> None:
         remote = await self._channels.open(place)
@@ -241,7 +264,7 @@ class StagedPackage:
         link, channels = self._links[place[0]], self._channels
         track = Track(remote, link, self._flow, channels.allowance)
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(track.watch())
+            watch = start(group, track.watch())
             async with asyncio.TaskGroup() as sending:
                 await self._work(track, sending)
             watch.cancel()
@@ -255,10 +278,10 @@ class StagedPackage:
                 return
             if upload.is_wide:
                 if await upload.send(track):
-                    sending.create_task(self._finish(track, upload))
+                    start(sending, self._finish(track, upload))
             else:
                 track.take(upload.size)
-                sending.create_task(self._send_small(track, upload))
+                start(sending, self._send_small(track, upload))
 
     async def _send_small(self, track: Track, upload: Upload) -> None:
         await upload.send(track)
@@ -267,16 +290,19 @@ class StagedPackage:
         await self._place(upload)
 
     async def _finish(self, track: Track, upload: Upload) -> None:
-        """A server that refuses writes through several connections gets the file again, through one."""
+        """A server that refuses writes through several connections gets the file again, through one; and any server, if what
+        was sent early is not the file after all."""
         try:
             await upload.finish()
-        except Failed:
-            if not upload.was_joined:
+        except (Failed, Differs) as failure:
+            if not (upload.is_early if isinstance(failure, Differs) else upload.was_joined):
                 raise
+            local = await upload.part.file.whole()
+            await upload.settled.wait()
             await track.remote.remove_files([upload.part.path])
             self._on_bytes(-upload.told_bytes)
-            path = upload.part.path.removesuffix(WIDE)
-            upload = Upload(Part(upload.part.local, path, 0), self._on_bytes)
+            path = self._part_path(self._name_part(local, wide=False))
+            upload = Upload(Part(Arrival.of(local), path, 0), self._on_bytes)
             self._uploads.append(upload)
             await upload.send(track)
             await upload.finish()
@@ -284,7 +310,7 @@ class StagedPackage:
 
     async def _place(self, upload: Upload) -> None:
         self._kept_bytes += upload.kept_bytes
-        target = upload.part.local.file.target
+        target = upload.part.file.target
         await self._manifest.cover(target)
         await self._make_folder(posixpath.dirname(target))
         await self._remote.rename(upload.part.path, posixpath.join(self._package, target))

@@ -287,6 +287,16 @@ def disk_full(what: str, said: str) -> DestinationParked:
     )
 
 
+def start(group: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The work as a task of the group. One that is being stopped takes no more, and raises `RuntimeError`: the work is closed
+    then, or Python would warn of a coroutine that nobody awaited."""
+    try:
+        return group.create_task(work)
+    except RuntimeError:
+        work.close()
+        raise
+
+
 async def at_most(count: int, jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run the jobs, `count` at a time, each made when its turn comes. The first failure stops the rest and is raised."""
     waiting = iter(jobs)

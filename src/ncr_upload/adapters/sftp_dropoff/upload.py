@@ -3,22 +3,28 @@
 A write is only sent while it ends less than a window beyond the first byte that the server has not acknowledged. So of a
 part that is n bytes long, everything below n − window was acknowledged, however it ended and whoever wrote it. That holds for
 writes through several connections too: what counts is the lowest byte that none of them has seen acknowledged.
+
+A file that still arrives on this host is sent as far as it has come. Its hash is not known then, so what is read of it is
+hashed, and the part is taken for that file only once the hash of all that was sent, and of the rest, is the one it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.remote import Failed, Missing, Remote
 from ncr_upload.adapters.sftp_dropoff.track import Signal, Track
+from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, OnBytes
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
@@ -39,40 +45,51 @@ BLOCKS_AHEAD = 4
 SMALL_BYTES = 64 * 1024
 """Read without a thread, which would cost more than the read: what has just been written is in memory."""
 
+HASHED_BYTES = 1024 * 1024
+"""Read at once where nothing is sent."""
 
-@dataclass(frozen=True, slots=True)
+
+class Differs(Unavailable):
+    """What was read to be sent is not the file that was downloaded."""
+
+
+@dataclass(slots=True)
 class Part:
     """A file on its way, and how many bytes of it an earlier attempt has left there; None if it left nothing."""
 
-    local: LocalFile
+    file: Arrival
     path: str
     bytes: int | None
     window_bytes: int = WINDOW_BYTES
 
 
 class Upload:
-    """A part that is being sent, through one track or several."""
+    """A part that is being sent, through one track or several; `settled` is set once it is known to be what it shall be."""
 
     def __init__(self, part: Part, on_bytes: OnBytes) -> None:
         self.part = part
         self.kept_bytes = 0
         self.told_bytes = 0
-        self._tracks = 0
+        self.is_early = part.file.local is None
+        self.settled = asyncio.Event()
         self._on_bytes = on_bytes
-        self._doing = f"write {part.local.file.target}"
-        self._files: list[tuple[Remote, asyncssh.SFTPClientFile]] = []
+        self._doing = f"write {part.file.target}"
+        self._files: dict[Track, asyncssh.SFTPClientFile] = {}
+        self._started = False
         self._begun = asyncio.Event()
         self._ended = False
-        self._source = _Source(part.local.path)
+        self._source = _Source(part.file.open, self.size, hashed=self.is_early)
         self._offset = 0
         self._reading = asyncio.Lock()
         self._unheard: dict[int, int] = {}  # where each write begins, and its bytes; the first one in here is the lowest
         self._heard = Signal()
         self.failure: DeliveryError | None = None
+        if not self.is_early:
+            self.settled.set()
 
     @property
     def size(self) -> int:
-        return self.part.local.file.size
+        return self.part.file.size
 
     @property
     def is_wide(self) -> bool:
@@ -80,62 +97,89 @@ class Upload:
         return self.part.window_bytes == WIDE_WINDOW_BYTES
 
     @property
-    def is_sent(self) -> bool:
-        """Whether the last byte is on its way."""
-        return self._ended or self._offset >= self.size
+    def can_send(self) -> bool:
+        """Whether a write's worth of what is left to send is here."""
+        rest = self.size - self._offset
+        return rest > 0 and self.part.file.reached - self._offset >= min(rest, MAX_BLOCK_BYTES)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no track can do more for it: the last byte is on its way, or none will be any more."""
+        return self._ended or self.failure is not None or self._offset >= self.size
 
     @property
     def was_joined(self) -> bool:
         return len(self._files) > 1
 
     async def send(self, track: Track) -> bool:
-        """Send through this track until nothing is left to send; whether this track began it, and is to `finish` it."""
-        self._tracks += 1
-        began = self._tracks == 1
-        file = await (self._begin(track.remote) if began else self._join(track.remote))
+        """Send through this track what is here; whether this track began it, and is to `finish` it."""
+        began, self._started = not self._started, True
+        file = self._files.get(track) or await (self._begin(track) if began else self._join(track))
         if file is not None:
             async with track.turn:
                 await self._pump(track, file)
         return began
 
     async def finish(self) -> None:
-        """Until all of it is acknowledged. A failure is raised, after a part that cannot be continued was removed."""
+        """Until all is acknowledged and settled. A failure is raised, after a part that cannot be continued was removed."""
         try:
-            while self._unheard and self.failure is None:
+            while (self._unheard or not self.is_over) and self.failure is None:
                 await self._heard.wait()
+            if self.failure is None:
+                await self.settled.wait()
             self._ended = True
             if self.failure is not None:
                 raise self.failure
-            for remote, file in self._files:
-                await remote.ask(self._doing, file.close())  # on a failure the end of the session closes it
+            for track, file in self._files.items():
+                await track.remote.ask(self._doing, file.close())  # on a failure the end of the session closes it
         except Failed:
             if self.kept_bytes:  # a server that cannot continue a file would fail for ever
                 with suppress(Unavailable, DestinationParked):
-                    await self._files[0][0].remove_files([self.part.path])
+                    await next(iter(self._files)).remote.remove_files([self.part.path])
             raise
+
+    async def settle(self, local: LocalFile, remote: Remote, path: str) -> None:
+        """The early file is whole. If what was sent of it belongs to it, the part gets this name, under which later attempts
+        continue it; if not, it fails with `Differs`. The rest is read from where the whole file is."""
+        async with self._reading:
+            sent, offset = self._source.begin_anew()
+        same = (
+            local.file.size == self.size and await asyncio.to_thread(_hash_rest, local.path, sent, offset) == local.file.sha256
+        )
+        if not same:
+            self._fail(_differs(self.part.file.target))
+        elif self._started:
+            await self._begun.wait()
+            with suppress(Missing, Failed, DestinationParked):  # some servers rename no file that is open
+                await remote.rename(self.part.path, path)
+                self.part.path = path
+        else:
+            self.part.path = path
+        self.settled.set()
 
     def close(self) -> None:
         """Let go of the local file."""
         self._ended = True
         self._source.close()
 
-    async def _begin(self, remote: Remote) -> asyncssh.SFTPClientFile:
-        file, self.kept_bytes = await open_part(remote, self.part, self._doing)
+    async def _begin(self, track: Track) -> asyncssh.SFTPClientFile:
+        file, self.kept_bytes = await open_part(track.remote, self.part, self._doing)
         self._offset = self.kept_bytes
         self._tell(self.kept_bytes)
-        self._files.append((remote, file))
+        self._files[track] = file
         self._begun.set()
         return file
 
-    async def _join(self, remote: Remote) -> asyncssh.SFTPClientFile | None:
+    async def _join(self, track: Track) -> asyncssh.SFTPClientFile | None:
         """None where there is nothing left, or the server will not have the file open twice."""
         await self._begun.wait()
-        if self.is_sent:
+        if self.is_over:
             return None
+        remote = track.remote
         with suppress(Missing, Failed, DestinationParked):
             file = await remote.ask(self._doing, _open(remote.channel, self.part.path, "r+b"))
             if not self._ended:
-                self._files.append((remote, file))
+                self._files[track] = file
                 return file
             await remote.ask(self._doing, file.close())
         return None
@@ -156,17 +200,21 @@ class Upload:
             answer.add_done_callback(partial(self._hear, track, offset))
 
     async def _next_block(self, count: int) -> tuple[int, memoryview] | None:
-        """The next bytes to send and where they belong, unheard from now on; None at the end of the file."""
+        """The next bytes to send and where they belong, unheard from now on; None where no more are here."""
         async with self._reading:
             offset = self._offset
             block = self._source.take(offset, count)
-            if block is None:
+            if not block:
+                if not self.can_send:
+                    return None
+                here = min(self.part.file.reached, self.size) - offset
                 if self.size <= SMALL_BYTES:
-                    self._source.read(offset, count)
+                    self._source.read(offset, here)
                 else:
-                    await asyncio.to_thread(self._source.read, offset, BLOCKS_AHEAD * count)
+                    await asyncio.to_thread(self._source.read, offset, min(here, BLOCKS_AHEAD * count))
                 block = self._source.take(offset, count)
             if not block:
+                self._fail(_differs(self.part.file.target))
                 return None
             self._offset += len(block)
             self._unheard[offset] = len(block)
@@ -181,7 +229,8 @@ class Upload:
         except (asyncssh.Error, OSError, ValueError) as error:
             self._fail(track.remote.class_of(error, self._doing))
         else:
-            self._tell(count)
+            if self.failure is None:  # else what was told may be taken back by now
+                self._tell(count)
             self._heard.fire()
 
     def _tell(self, count: int) -> None:
@@ -194,11 +243,14 @@ class Upload:
 
 
 class _Source:
-    """A local file, read several blocks at a time, and closed as soon as its end is read."""
+    """A local file of this size, read several blocks at a time, and closed as soon as its end is read. While it grows, what is
+    read is hashed; it is read from its beginning to its end, each byte once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
+    def __init__(self, opened: Callable[[], BinaryIO], size: int, *, hashed: bool) -> None:
+        self._opened = opened
+        self._size = size
+        self._sha256 = hashlib.sha256() if hashed else None
+        self._file: BinaryIO | None = None
         self._at = 0
         self._ahead = memoryview(b"")
 
@@ -209,27 +261,52 @@ class _Source:
 
     def read(self, offset: int, count: int) -> None:
         """Read ahead from there; for a thread, as it waits for the disk."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY)
-        ahead = os.pread(self._descriptor, count, offset)
+        if self._file is None:
+            self._file = self._opened()
+        ahead = os.pread(self._file.fileno(), count, offset)
+        if self._sha256 is not None:
+            self._sha256.update(ahead)
         self._at, self._ahead = offset, memoryview(ahead)
-        if len(ahead) < count:
+        if len(ahead) < count or offset + count >= self._size:
             self.close()
 
+    def begin_anew(self) -> tuple[hashlib._Hash, int]:
+        """The file is whole, and is opened again. The hash of what was read until now, and how many bytes that was."""
+        sha256, self._sha256 = self._sha256 or hashlib.sha256(), None
+        self.close()
+        return sha256, self._at + len(self._ahead)
+
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _hash_rest(path: Path, sha256: hashlib._Hash, offset: int) -> str:
+    """The SHA-256 of what is hashed already and of the file from there on, in hex."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while chunk := file.read(HASHED_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def _differs(target: str) -> Differs:
+    return Differs(
+        "package_changed",
+        f"{target} on the worker's disk is not what was downloaded",
+        "The job is tried again; if it stays so, check the worker's disk.",
+    )
 
 
 async def open_part(remote: Remote, part: Part, doing: str) -> tuple[asyncssh.SFTPClientFile, int]:
     """The part, open, and from where it is to be written. One that is not continued is removed first: a stale worker that
     still writes into it shall not make the new one look longer than it is."""
-    offset = part.bytes - part.window_bytes if part.bytes is not None and part.bytes <= part.local.file.size else 0
+    offset = part.bytes - part.window_bytes if part.bytes is not None and part.bytes <= part.file.size else 0
     if offset > 0:
         with suppress(Missing, Failed, DestinationParked):
             file = await remote.ask(doing, _open(remote.channel, part.path, "r+b"))
-            if await _is_as_sent(remote, file, part.local.path, offset):
+            if await _is_as_sent(remote, file, part.file, offset):
                 return file, offset
             await remote.ask(doing, file.close())
     if part.bytes is not None:
@@ -241,9 +318,9 @@ async def _open(channel: asyncssh.SFTPClient, path: str, mode: str) -> asyncssh.
     return await channel.open(path, mode, block_size=0)
 
 
-async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, path: Path, offset: int) -> bool:
+async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, whole: Arrival, offset: int) -> bool:
     start = max(0, offset - PROOF_BYTES)
-    wanted, found = await asyncio.to_thread(_read_at, path, start, offset - start), b""
+    wanted, found = await asyncio.to_thread(_read_at, whole, start, offset - start), b""
     while len(found) < len(wanted):
         more: bytes = await remote.ask("read a part back", file.read(len(wanted) - len(found), start + len(found)))
         if not more:
@@ -252,7 +329,7 @@ async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, path: Path,
     return found == wanted
 
 
-def _read_at(path: Path, offset: int, count: int) -> bytes:
-    with path.open("rb") as source:
+def _read_at(whole: Arrival, offset: int, count: int) -> bytes:
+    with whole.open() as source:
         source.seek(offset)
         return source.read(count)
