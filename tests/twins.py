@@ -118,7 +118,7 @@ class MemoryDropoff:
         return "partner@memory:/"
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[MemoryDropoffSession]:
+    async def session(self, patience_seconds: float = 0) -> AsyncIterator[MemoryDropoffSession]:
         self.logins += 1
         _fail_if_told(self.failures, "session")
         yield MemoryDropoffSession(self)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,6 +160,28 @@ def test_a_job_that_finds_no_connection_waits_without_spending_an_attempt(
     done = workplace.attempt(task)
     assert (done.status, done.attempt) == (Status.COMPLETED, 1)
     assert sharing.take_connection(destination, "next", 1, 0, 60) == 0, "given back when the session ended"
+
+
+def test_a_package_that_was_judged_waits_for_a_connection_as_long_as_it_took(
+    workplace: Workplace, product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have to be zipped and judged again."""
+    monkeypatch.setattr(deliveries, "make_dropoff", partial(make_dropoff, wait_seconds=0))
+    workplace.change(sftp_max_connections=1)
+    destination = make_dropoff(workplace.settings, workplace.engine).destination
+    sharing = SqlSharing(workplace.engine)
+    assert sharing.take_connection(destination, "another worker", 1, 0, 60) == 0
+    workplace.place("judged", product)
+    (task,) = workplace.submit("judged")
+
+    def judged(point: str) -> None:
+        if point == "validate:before":
+            time.sleep(1)  # so long the validator takes, at least
+        if point == "validate:after":
+            threading.Timer(0.5, sharing.release_connections, ["another worker"]).start()
+
+    done = workplace.attempt(task, judged)
+    assert (done.status, done.attempt) == (Status.COMPLETED, 1), done.message
 
 
 class Withdrawn:

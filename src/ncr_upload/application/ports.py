@@ -178,8 +178,9 @@ class Dropoff(Protocol):
     def destination(self) -> str:
         """Server, folder and login name in one line, no secret in it."""
 
-    def session(self) -> AbstractAsyncContextManager[DropoffSession]:
-        """Connect, with the host key pinned. Raises `Deferred` when all workers together have all the connections they may."""
+    def session(self, patience_seconds: float = 0) -> AbstractAsyncContextManager[DropoffSession]:
+        """Connect, with the host key pinned. Raises `Deferred` when all workers together have all the connections they may, for
+        some seconds or for as long as the caller's patience, if that is more."""
 
 
 class Sharing(Protocol):

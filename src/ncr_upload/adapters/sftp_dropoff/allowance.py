@@ -17,7 +17,7 @@ LOST_SECONDS = 45.0
 """A lease that could not be renewed for so long is given up, with its connections, before another worker may take it."""
 
 WAIT_SECONDS = 10.0
-"""So long a session waits for a connection itself; then its job is deferred."""
+"""So long at least a session waits for a connection itself; then its job is deferred."""
 
 LOOK_SECONDS = 0.5
 BOOKED_SECONDS = 0.1
@@ -54,11 +54,11 @@ class Allowance:
     def is_paced(self) -> bool:
         return self._limits is not None and self._limits.bytes_per_second > 0
 
-    async def take_first(self) -> None:
+    async def take_first(self, patience_seconds: float = 0) -> None:
         """Raises `Deferred` when all connections stay in use."""
         if self._limits is None or not self._limits.connections:
             return
-        until = time.monotonic() + self._limits.wait_seconds
+        until = time.monotonic() + max(self._limits.wait_seconds, patience_seconds)
         while not await self._take(self._limits, leave=0):
             if time.monotonic() >= until:
                 raise Deferred(

@@ -43,9 +43,9 @@ class Channels:
             for connection in range(min(connections, self._most_connections))
         ]
 
-    async def start(self) -> None:
+    async def start(self, patience_seconds: float = 0) -> None:
         """Open the first channel. Raises `DestinationParked` (host key, login, settings), `Unavailable`, or `Deferred`."""
-        await self.allowance.take_first()
+        await self.allowance.take_first(patience_seconds)
         self._connections[0] = connection = await self._connect()
         self._remotes[0, 0] = await self._start_sftp(connection)
 

@@ -61,11 +61,11 @@ class SftpDropoff:
         return f"{self._login.username}@{self._login.address}:{self._base}"[:255]
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[SftpSession]:
+    async def session(self, patience_seconds: float = 0) -> AsyncIterator[SftpSession]:
         allowance = Allowance(self.destination, self._limits, lambda: channels.abort())
         channels = Channels(self._login, self._timeout_seconds, self._connections, self._channels, allowance)
         try:
-            await channels.start()
+            await channels.start(patience_seconds)
             yield SftpSession(channels, self._base)
         finally:
             await channels.close()
