@@ -301,6 +301,8 @@ class StagedPackage:
             await upload.settled.wait()
             await track.remote.remove_files([upload.part.path])
             self._on_bytes(-upload.told_bytes)
+            upload.close()
+            self._uploads.remove(upload)
             path = self._part_path(self._name_part(local, wide=False))
             upload = Upload(Part(Arrival.of(local), path, 0), self._on_bytes)
             self._uploads.append(upload)
