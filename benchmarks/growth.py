@@ -89,15 +89,18 @@ class Ledger:
                     values = [{"batch_id": name, "created_at": at, "total_jobs": IN_BATCH} for name, at in made.items()]
                     connection.execute(insert(batches), values)
                 connection.execute(insert(events), [line for job in finished for line in _events_of(job)])
-        with self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                connection.execute(text("ANALYZE ncr_jobs"))  # autovacuum does it by itself, a minute later
-        self.engine.dispose()
 
     def settle(self) -> None:
         """A few live jobs, as there always are."""
         for number in range(LIVE):
             self.submit(f"live-{number}")
+
+    def rest(self) -> None:
+        """Once it is filled: what PostgreSQL's autovacuum does by itself within a minute."""
+        if self.engine.dialect.name == "postgresql":
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("VACUUM (ANALYZE)"))
+        self.engine.dispose()
 
     def submit(self, job_id: str | None = None) -> str:
         job = NewJob(job_id or f"job-{uuid.uuid4()}", "ann", "spring")
@@ -221,6 +224,7 @@ def run(kind: str, rows: int, calls: int, folder: Path, databases: Databases) ->
     filled_seconds = time.monotonic() - began
     for ledger in (empty, full):
         ledger.settle()
+        ledger.rest()
     return {
         "engine": kind,
         "rows": rows,
@@ -249,7 +253,7 @@ def main() -> int:
     asked.add_argument("--limit", type=float, default=1.3, help="largest ratio allowed for submit, status and active")
     asked.add_argument("--out", type=Path)
     options = asked.parse_args()
-    databases = Databases()
+    databases = Databases(durable=True)
     results = []
     try:
         with tempfile.TemporaryDirectory(prefix="ncr-growth-") as folder:

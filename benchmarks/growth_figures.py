@@ -1,17 +1,24 @@
 """Submit, status, active and sweep on a ledger with 100,000 finished jobs, and on one with 10,000 waiting ones, beside an empty
-one. `benchmarks/growth.py --rows 1000000` measures a million, and shows the plans; that takes minutes to fill."""
+one. `benchmarks/growth.py --rows 1000000` measures a million, and shows the plans; that takes minutes to fill.
+
+    python benchmarks/growth_figures.py --rounds 5
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[1] / "tests")]
 
 from databases import Databases
-from figures import Figure, compare
+from figures import Figure, compare, say
 from growth import LIVE, Ledger, timed
 from ncr_upload.domain.jobs import NewJob
-from place import Place
 
 KINDS = ("sqlite", "postgresql")
 FINISHED, WAITING = 100_000, 10_000
@@ -20,9 +27,9 @@ CALLS = ("submit", "status", "active", "sweep")
 CALLS_PER_ROUND = 10
 
 
-def measure(_place: Place, rounds: int) -> Iterator[Figure]:
+def measure(_place: Any, rounds: int) -> Iterator[Figure]:
     """Of the four pairs (two databases, two kinds of growth), the one with the largest ratio stands for the figure."""
-    databases, found = Databases(), dict[str, list[Figure]]()
+    databases, found = Databases(durable=True), dict[str, list[Figure]]()
     try:
         with tempfile.TemporaryDirectory(prefix="ncr-growth-") as folder:
             for kind in KINDS:
@@ -45,6 +52,8 @@ def _measure_on(kind: str, folder: Path, databases: Databases, calls: int) -> It
     for ledger in ledgers.values():
         ledger.settle()
     _let_wait(ledgers["waiting"])
+    for ledger in ledgers.values():
+        ledger.rest()
     grown = {"finished": f"{FINISHED:,} finished", "waiting": f"{WAITING:,} waiting"}
     for name in CALLS:
         times = _in_turns({which: getattr(ledger, name) for which, ledger in ledgers.items()}, calls)
@@ -74,3 +83,16 @@ def _in_turns(calls: dict[str, Callable[[], object]], count: int) -> dict[str, l
             if turn >= 5:
                 times[name].append(seconds * 1000)
     return times
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--rounds", type=int, default=5)
+    options = asked.parse_args()
+    for figure in measure(None, options.rounds):
+        print(say(figure), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

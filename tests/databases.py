@@ -27,9 +27,11 @@ SERVERS = ("postgresql", "mariadb", "mysql")
 
 
 class Databases:
-    """Fresh databases on servers that are started when first asked for, and ended together."""
+    """Fresh databases on servers that are started when first asked for, and ended together. Only where `durable` does
+    PostgreSQL wait for the disk before it says that a transaction is committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._durable = durable
         self._running = ExitStack()
         self._urls: dict[str, str] = {}
 
@@ -38,7 +40,7 @@ class Databases:
         if kind == "sqlite":
             return f"sqlite:///{folder / 'test.db'}"
         if kind not in self._urls:
-            self._urls[kind] = self._running.enter_context(started(kind))
+            self._urls[kind] = self._running.enter_context(started(kind, durable=self._durable))
         return create_database(self._urls[kind])
 
     def close(self) -> None:
@@ -64,6 +66,7 @@ class Server:
     more: list[str] = field(default_factory=list)
     """Further options of its program."""
     login: str = ""
+    durable: bool = False
     process: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:
@@ -112,7 +115,7 @@ class Postgresql(Server):
     def start(self) -> str:
         data = self.folder / "data"
         command = [require("postgres"), "-D", str(data), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"]
-        command += ["-c", "fsync=off", "-c", "unix_socket_directories=", *self.more]
+        command += ["-c", f"fsync={'on' if self.durable else 'off'}", "-c", "unix_socket_directories=", *self.more]
         return self._run(command, self.user, f"postgresql+psycopg://{self.login or 'test'}@127.0.0.1:{self.port}/postgres")
 
 
@@ -158,11 +161,11 @@ KINDS: dict[str, tuple[type[Server], str]] = {
 
 
 @contextmanager
-def prepared(kind: str, login: str = "") -> Iterator[Server]:
+def prepared(kind: str, login: str = "", *, durable: bool = False) -> Iterator[Server]:
     """A server that is ready to be started; stopped and removed in the end."""
     make, owner = KINDS[kind]
     with _folder_of(owner) as (folder, user):
-        server = make(folder, user, login=login)
+        server = make(folder, user, login=login, durable=durable)
         server.prepare()
         try:
             yield server
@@ -171,8 +174,8 @@ def prepared(kind: str, login: str = "") -> Iterator[Server]:
 
 
 @contextmanager
-def started(kind: str) -> Iterator[str]:
-    with prepared(kind) as server:
+def started(kind: str, *, durable: bool = False) -> Iterator[str]:
+    with prepared(kind, durable=durable) as server:
         yield server.start()
 
 

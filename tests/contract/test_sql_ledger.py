@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from databases import SERVERS
@@ -30,8 +31,12 @@ def test_the_migrations_make_the_tables_the_code_uses(ledger: Ledger, engine: En
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
+    indices = [index for table in metadata.tables.values() for index in table.indexes]
+    partial = {index.name for index in indices if index.dialect_options["postgresql"]["where"] is not None}
+    assert len(partial) == 6
+
     def is_ours(item: Any, name: str | None, kind: str, *_: Any) -> bool:
-        if kind == "index" and name == "ix_ncr_jobs_live_id":
+        if kind == "index" and name in partial:
             return engine.dialect.name in PARTIAL_INDICES
         return kind != "table" or name in metadata.tables
 
@@ -129,3 +134,21 @@ def test_a_missing_table_or_column_is_named_with_what_to_do(ledger: Ledger, engi
         )
     assert told.value.code == "database_schema"
     assert "ncr db upgrade" in told.value.next_step
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_a_sweep_looks_at_what_it_seeks_by_an_index_of_that_alone(ledger: Ledger, engine: Engine) -> None:
+    ledger.accept("one", "two", "three", batch_id="batch", release=1)
+    sent: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda _c, _cursor, query, given, *_: sent.append((query, given)))
+    ledger.recovery.due(10, 5)
+    ledger.recovery.abandoned(10)
+    ledger.recovery.exhausted(10)
+    ledger.recovery.release_batch_jobs(1)
+    with engine.connect() as connection:
+        asked = [(query, given) for query, given in sent if query.startswith(("SELECT", "WITH"))]
+        plans = [
+            [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", given)] for query, given in asked
+        ]
+    used = [set(re.findall(r"ix_ncr_jobs_(\w+)", " ".join(plan))) for plan in plans]
+    assert used == [{"waiting"}, {"taken"}, {"taken"}, {"live_batch"}, {"in_flight"}], plans

@@ -21,6 +21,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
+    or_,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
@@ -87,8 +89,31 @@ jobs = Table(
     Index("ix_ncr_jobs_job_id", "job_id"),
 )
 
-_is_live = jobs.c.live_job_id.is_not(None)
-Index("ix_ncr_jobs_live_id", jobs.c.id, postgresql_where=_is_live, sqlite_where=_is_live)
+
+def _partial_index(name: str, *columns: Column[Any], where: ColumnElement[bool]) -> None:
+    Index(name, *columns, postgresql_where=where, sqlite_where=where)
+
+
+_is_live, _is_released = jobs.c.live_job_id.is_not(None), jobs.c.claimable_at.is_not(None)
+_partial_index("ix_ncr_jobs_live_id", jobs.c.id, where=_is_live)
+_partial_index("ix_ncr_jobs_live_status", jobs.c.status, where=_is_live)  # to count by: the smallest of them all
+# What a sweep looks for, where thousands wait. Each has all the columns that counting asks for.
+_partial_index(
+    *("ix_ncr_jobs_waiting", jobs.c.claimable_at, jobs.c.id, jobs.c.worker),
+    where=and_(_is_released, jobs.c.worker.is_(None)),
+)
+_partial_index(
+    *("ix_ncr_jobs_taken", jobs.c.claimable_at, jobs.c.id),
+    where=and_(_is_released, or_(jobs.c.worker.is_not(None), jobs.c.attempt >= jobs.c.max_attempts)),
+)
+_partial_index(
+    *("ix_ncr_jobs_in_flight", jobs.c.batch_id, jobs.c.claimable_at),
+    where=and_(_is_released, jobs.c.batch_id.is_not(None)),
+)
+_partial_index(
+    *("ix_ncr_jobs_live_batch", jobs.c.batch_id, jobs.c.claimable_at, jobs.c.id),
+    where=and_(_is_live, jobs.c.batch_id.is_not(None)),
+)
 
 
 def live_first(query: Select[*Ts]) -> Select[*Ts]:
