@@ -67,7 +67,7 @@ def running_apis(kind: str = "postgresql") -> Iterator[dict[str, int]]:
     """The port of each side."""
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="ncr-rates-")))
-        databases = Databases()
+        databases = Databases(durable=True)
         running.callback(databases.close)
         url = databases.create(kind, folder)
         engine = open_engine(url)

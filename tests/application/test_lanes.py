@@ -121,3 +121,29 @@ def test_a_question_whose_caller_gave_up_is_never_asked() -> None:
 
     asyncio.run(run())
     assert asked == ["first", "next"]
+
+
+def test_a_shared_lane_makes_one_call_at_a_time_unless_it_is_slow() -> None:
+    calls: list[list[str]] = []
+    thaw = threading.Event()
+
+    def answer(names: Sequence[str]) -> list[str | Unavailable]:
+        calls.append([*names])
+        if "frozen" in names:
+            thaw.wait()
+        return [*names]
+
+    async def run() -> None:
+        lane: SharedLane[str, str] = SharedLane("database", 2)
+        prompt = [asyncio.create_task(lane.run(name, answer)) for name in ("a", "b", "c")]
+        assert await asyncio.gather(*prompt) == ["a", "b", "c"]
+        frozen = asyncio.create_task(lane.run("frozen", answer, 20))
+        await asyncio.sleep(0)
+        assert await lane.run("d", answer) == "d"
+        assert not frozen.done()
+        assert await lane.run("e", answer) == "e"
+        thaw.set()
+        assert await frozen == "frozen"
+
+    asyncio.run(run())
+    assert calls == [["a"], ["b", "c"], ["frozen"], ["d"], ["e"]]

@@ -11,7 +11,6 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from ncr_upload.application.api_ports import ApiPorts
-from ncr_upload.application.lanes import ANSWER_SECONDS
 from ncr_upload.application.monitoring import REPORTS_MISSED
 from ncr_upload.application.ports import Figures, Page, WorkerReport
 from ncr_upload.application.views import is_whole, iso_time, optional_time, view_of, with_live
@@ -31,17 +30,22 @@ LIVE_VIEW_SECONDS = 0.4
 
 async def read_task(ports: ApiPorts, task_id: str) -> dict[str, Any] | None:
     """The view of a task; None only for an id never issued. Raises `Unavailable` when neither part answers."""
-    lanes = ports.lanes
-    told = lanes.tasks.ask(task_id, ports.ledger.tasks)
-    await asyncio.wait([told], timeout=LEDGER_FIRST_SECONDS)
-    live = None if told.done() else lanes.views.ask(task_id, ports.board.read)
+    live: asyncio.Future[dict[str, Any] | None] | None = None
+
+    def ask_redis_too() -> None:
+        nonlocal live
+        live = ports.lanes.views.ask(task_id, ports.board.read)
+
+    slow = asyncio.get_running_loop().call_later(LEDGER_FIRST_SECONDS, ask_redis_too)
     try:
-        task = await lanes.tasks.wait(told, ANSWER_SECONDS - LEDGER_FIRST_SECONDS)
+        task = await ports.lanes.tasks.run(task_id, ports.ledger.tasks)
     except Unavailable:
         view = await _wait_for_view(ports, task_id, live)
         if view is None:
             raise
         return view
+    finally:
+        slow.cancel()
     if task is None or task.status in TERMINAL or task.status is Status.PENDING:
         if live is not None:
             live.cancel()

@@ -62,6 +62,9 @@ def set_up_logs(settings: Settings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
     logging.captureWarnings(True)
+    # What no line of ours says is not found out: "Optimization" in Python's logging documentation.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for name in ROUTED:
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Iterable
 from functools import lru_cache
 
 from fastapi import Depends
 from fastapi.security import APIKeyHeader
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +20,8 @@ from ncr_upload.entrypoints.api.problems import problem
 from ncr_upload.entrypoints.settings import Anonymous, Settings
 
 HEADER = "X-API-Key"
+KEY_NAME = HEADER.lower().encode()
+PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip"})
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/docs", "/redoc", "/openapi.json"})
 OPEN_FOLDER = "/docs-assets/"
 
@@ -56,10 +58,11 @@ class Access:
 
     def allows(self, scope: Scope) -> bool:
         """Whether this caller may see and do everything."""
-        headers = Headers(scope=scope)
-        sent = headers.get(HEADER, "").encode("latin-1")
-        if self._key is not None and hmac.compare_digest(sent, self._key):
-            return True
+        headers: list[tuple[bytes, bytes]] = scope["headers"]  # names are in lower case, by ASGI
+        if self._key is not None:
+            sent = next((value for name, value in headers if name == KEY_NAME), b"")
+            if hmac.compare_digest(sent, self._key):
+                return True
         if self._anonymous is Anonymous.LOOPBACK:
             client = scope.get("client")
             return client is not None and _is_loopback(client[0]) and not _is_passed_on(headers) and _asks_loopback(headers)
@@ -85,14 +88,17 @@ def _is_loopback(address: str) -> bool:
     return parsed.is_loopback
 
 
-def _is_passed_on(headers: Headers) -> bool:
-    return any(name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded") for name in headers)
+def _is_passed_on(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name in PASSED_ON or name.startswith(b"x-forwarded") for name, _ in headers)
 
 
-def _asks_loopback(headers: Headers) -> bool:
-    hosts = headers.getlist("host")
-    if len(hosts) != 1:
-        return False
-    host = hosts[0].strip().lower()
+def _asks_loopback(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    hosts = [value for name, value in headers if name == b"host"]
+    return len(hosts) == 1 and _is_loopback_host(hosts[0])
+
+
+@lru_cache(maxsize=1024)
+def _is_loopback_host(sent: bytes) -> bool:
+    host = sent.decode("latin-1").strip().lower()
     name = host[1 : host.find("]")] if host.startswith("[") else host.rsplit(":", 1)[0]
     return name == "localhost" or _is_loopback(name)

@@ -56,6 +56,7 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looked for at each request; `/metrics` is our own
     )
     submits = SubmitPorts(ports.ledger, ports.recovery, ports.reports, ports.host, doorbell)
     release = ReleaseLimits(settings.batch_size, settings.memory_check_interval)

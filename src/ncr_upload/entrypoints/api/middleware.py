@@ -23,6 +23,7 @@ QUIET_PREFIX = "/job-status/"
 
 LOGGER = "ncr.api"
 log = structlog.stdlib.get_logger(LOGGER)
+_levels = logging.getLogger(LOGGER)
 
 
 class RequestLog:
@@ -58,7 +59,7 @@ class RequestLog:
 
     def _write_line(self, scope: Scope, status: int, duration_ms: float) -> None:
         is_quiet = scope["path"] in QUIET_PATHS or (status == 200 and scope["path"].startswith(QUIET_PREFIX))
-        if is_quiet and not logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG):
+        if is_quiet and not _levels.isEnabledFor(logging.DEBUG):
             return
         facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration_ms": round(duration_ms, 1)}
         facts |= {name: scope["state"][name] for name in ("task_id", "batch_id") if name in scope.get("state", {})}

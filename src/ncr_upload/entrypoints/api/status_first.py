@@ -7,8 +7,7 @@ shows.
 
 from __future__ import annotations
 
-import json
-
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ncr_upload.application import queries
@@ -39,7 +38,7 @@ class StatusFirst:
         if view is None:
             await self._app(scope, receive, send)
             return
-        body = json.dumps(view, ensure_ascii=False, separators=(",", ":")).encode()
+        body = to_json(view)
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
