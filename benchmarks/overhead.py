@@ -67,7 +67,7 @@ def running_sides(place: Place) -> Iterator[tuple[Run, Run]]:
     """Both workers, warm."""
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="ncr-overhead-")))
-        databases = Databases(durable=True)
+        databases = Databases()
         running.callback(databases.close)
         url = databases.create("postgresql", folder)
         engine = open_database(url)

@@ -65,6 +65,7 @@ def make_app(redis_url: str, *, concurrency: int, max_tasks_per_child: int, max_
             "socket_keepalive": True,
             "health_check_interval": 15,
             "queue_order_strategy": "priority",
+            "ack_emulation": False,  # two round trips a message, to keep what the sweeper rings for again anyway
         },
         timezone="UTC",
         enable_utc=True,

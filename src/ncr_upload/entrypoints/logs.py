@@ -19,8 +19,12 @@ SHORTEST_SECRET = 4
 """Shorter ones are not searched for: hiding every 'a' would tell more than it hides."""
 
 ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "celery", "celery.task", "celery.worker", "celery.beat", "py.warnings")
-LOUD = dict.fromkeys(("uvicorn.access", "httpx", "httpcore", "asyncssh", "alembic"), logging.WARNING)
-"""`uvicorn.access`: the API writes its own line per request, without the query."""
+LOUD = dict.fromkeys(
+    ("uvicorn.access", "httpx", "httpcore", "asyncssh", "alembic", "celery.worker.strategy", "celery.app.trace"),
+    logging.WARNING,
+)
+"""`uvicorn.access`: the API writes its own line per request, without the query. Celery's two: a line for each message that is
+received and one for its end, where the worker writes its own per attempt."""
 
 
 def set_up_logs(settings: Settings) -> None:

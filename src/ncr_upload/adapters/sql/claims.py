@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, Update, bindparam, case, delete, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Engine,
+    Update,
+    bindparam,
+    case,
+    delete,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_row, take_row, task_of, write_event
+from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, task_of, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -30,14 +43,16 @@ class SqlClaims:
 
     @whole_transaction
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
-        """See `Claims.claim`. The database's clock alone decides whether the task is due."""
+        """See `Claims.claim`. The database's clock alone decides whether the task is due. The row of one that is belongs to
+        this transaction; one that somebody else writes is taken not to be due: to wait for it would keep the worker from
+        every other task."""
         with translated_errors(self._engine), self._engine.begin() as connection:
-            if not take_row(connection, task_id):
+            found = connection.execute(_DUE, {"wanted": task_id}).mappings().one_or_none()
+            if found is None:
                 return None
-            taken = connection.execute(_CLAIM, {"wanted": task_id, "claimed_by": worker[:255], "lease": lease_seconds})
-            if taken.rowcount != 1:
-                return None
-            row = read_row(connection, task_id)
+            changed = _claimed(found, worker[:255], lease_seconds)
+            connection.execute(_CLAIM, {"wanted": task_id, **{f"new_{name}": value for name, value in changed.items()}})
+            row = {**found, **changed}
             task = task_of(row)
             write_event(
                 connection,
@@ -220,10 +235,15 @@ def _moved_on(column: Any, seconds: float) -> Any:
     return case((column.is_not(None), db_now() + seconds))
 
 
+def _has_status(statuses: Iterable[Status]) -> ColumnElement[bool]:
+    """With a parameter for each: SQLAlchemy would write a list out anew whenever the statement is run."""
+    return jobs.c.status.in_([literal(status.value) for status in statuses])
+
+
 _OWNED = update(jobs).where(
     jobs.c.task_id == bindparam("wanted"),
     jobs.c.fence == bindparam("under"),
-    jobs.c.status.in_([status.value for status in LIVE]),
+    _has_status(LIVE),
     jobs.c.worker.is_not(None),
 )
 """The task `wanted`, if it is claimed `under` this fence."""
@@ -233,8 +253,8 @@ _RENEW = _OWNED.values(claimable_at=db_now() + bindparam("lease", type_=Double()
 
 @cache
 def _moving(status: Status) -> Update:
-    from_statuses = [now.value for now in Status if now is status or may_follow(now, status)]
-    return _OWNED.where(jobs.c.status.in_(from_statuses)).values(status=status.value, updated_at=db_now())
+    from_statuses = [now for now in Status if now is status or may_follow(now, status)]
+    return _OWNED.where(_has_status(from_statuses)).values(status=status.value, updated_at=db_now())
 
 
 @cache
@@ -249,40 +269,46 @@ def _finishing(status: Status) -> Update:
     )
 
 
-def _why_claimed() -> Any:
-    """Set before `worker`, as the columns are ordered: MySQL reads what the same update has already set."""
-    taken_over = literal("the lease of worker ") + jobs.c.worker + " ran out, and another worker has taken the job over"
-    return case((jobs.c.worker.is_not(None), taken_over), else_="a worker has taken the job")
-
-
-def _first(column: Any) -> Any:
-    """The column's value once it has one, else now."""
-    return func.coalesce(column, db_now())
-
-
-_CLAIM = (
-    update(jobs)
+_DUE = (
+    select(jobs, db_now().label("now"))
     .where(
         jobs.c.task_id == bindparam("wanted"),
         jobs.c.claimable_at <= db_now(),
         has_attempt_left(),
-        jobs.c.status.in_([status.value for status in LIVE]),
+        _has_status(LIVE),
     )
-    .values(
-        status=Status.PROCESSING.value,
-        stage=Stage.LOOKUP.value,
-        message=_why_claimed(),
-        claimable_at=db_now() + bindparam("lease", type_=Double()),
-        fence=jobs.c.fence + 1,
-        attempt=jobs.c.attempt + 1,
-        worker=bindparam("claimed_by"),
-        waits_for=None,
-        updated_at=db_now(),
-        started_at=_first(jobs.c.started_at),
-        **problem_columns(None),
-    )
+    .with_for_update(skip_locked=True)
 )
-"""Takes the task `wanted` for the worker `claimed_by` and `lease` seconds. Made once: building takes as long as running it."""
+
+
+def _claimed(row: Any, worker: str, lease_seconds: float) -> dict[str, Any]:
+    """What a claim changes in the row of a due task, read `now`."""
+    taken_over = f"the lease of worker {row['worker']} ran out, and another worker has taken the job over"
+    return {
+        "status": Status.PROCESSING.value,
+        "stage": Stage.LOOKUP.value,
+        "message": taken_over if row["worker"] is not None else "a worker has taken the job",
+        "claimable_at": row["now"] + lease_seconds,
+        "fence": row["fence"] + 1,
+        "attempt": row["attempt"] + 1,
+        "worker": worker,
+        "waits_for": None,
+        "updated_at": row["now"],
+        "started_at": row["now"] if row["started_at"] is None else row["started_at"],
+        **problem_columns(None),
+    }
+
+
+_CLAIMED_COLUMNS = (
+    *("status", "stage", "message", "claimable_at", "fence", "attempt", "worker", "waits_for", "updated_at", "started_at"),
+    *problem_columns(None),
+)
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.task_id == bindparam("wanted"))
+    .values({name: bindparam(f"new_{name}") for name in _CLAIMED_COLUMNS})
+)
+"""Values are given as `new_…`. Made once: building takes as long as running it."""
 
 
 def _record_files(connection: Connection, task_id: str, package: Sequence[PackageFile]) -> None:

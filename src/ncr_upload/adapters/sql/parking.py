@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, case, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, case, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
@@ -181,9 +181,13 @@ def _cause(problem: Problem) -> dict[str, Any]:
     return {"code": problem.code, "message": problem.message, "next_step": problem.next_step}
 
 
+_PARKED = select(parked_destinations, db_now().label("now")).where(
+    parked_destinations.c.destination == bindparam("wanted"), _is_parked()
+)
+
+
 def _find(connection: Connection, destination: str) -> Parked | None:
-    found = select(parked_destinations, db_now().label("now")).where(_is(destination), _is_parked())
-    row = connection.execute(found).one_or_none()
+    row = connection.execute(_PARKED, {"wanted": destination}).one_or_none()
     if row is None:
         return None
     seconds = max(0.0, row.probe_at - row.now)
