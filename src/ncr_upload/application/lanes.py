@@ -24,9 +24,6 @@ Q = TypeVar("Q")
 ASKED_AT_ONCE = 100
 """Questions that one call answers."""
 
-SLOW_SECONDS = 0.02
-"""A call that takes longer keeps those behind it waiting no more: another thread begins."""
-
 ANSWER_SECONDS = 2.5
 """What an answer may spend on outside parts; the API promises to answer within 3 s whatever is down."""
 
@@ -57,8 +54,8 @@ def _timed_out(part: str, seconds: float) -> Unavailable:
 
 
 class SharedLane(Generic[Q, T]):
-    """A lane whose calls answer many questions: what is asked while a call goes on is asked together next. So nobody waits
-    for company, and the more ask, the less each one costs. The next call begins when the one before has ended or is slow.
+    """A lane whose calls answer many questions: what is asked in one turn of the event loop, or while all threads are busy, is
+    asked together. So nobody waits for company, and the more ask, the less each one costs.
 
     `run` is called from one event loop only. The answers are in the order of the questions; an exception among them is raised
     to whoever asked that question, one that is raised to all of that call.
@@ -69,14 +66,16 @@ class SharedLane(Generic[Q, T]):
         self._idle = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"lane-{part}")
         self._waiting: deque[tuple[Q, asyncio.Future[T]]] = deque()
-        self._prompt: asyncio.TimerHandle | None = None
-        """Set while the last call is not slow yet."""
+        self._begins = False
 
     def ask(self, question: Q, call: Callable[[Sequence[Q]], Sequence[T | Unavailable]]) -> asyncio.Future[T]:
         """The answer to come. One that is cancelled before its call has begun is never asked for."""
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
         self._waiting.append((question, answer))
-        self._begin(call)
+        if not self._begins:
+            self._begins = True
+            loop.call_soon(self._begin, call)
         return answer
 
     async def run(
@@ -94,8 +93,7 @@ class SharedLane(Generic[Q, T]):
             raise _timed_out(self.part, seconds) from None
 
     def _begin(self, call: Callable[[Sequence[Q]], Sequence[T | Unavailable]]) -> None:
-        if self._prompt is not None:
-            return
+        self._begins = False
         asked: list[tuple[Q, asyncio.Future[T]]] = []
         while self._idle and self._waiting and len(asked) < ASKED_AT_ONCE:
             question, answer = self._waiting.popleft()
@@ -104,25 +102,16 @@ class SharedLane(Generic[Q, T]):
         if asked:
             self._idle -= 1
             called = asyncio.wrap_future(self._threads.submit(call, [question for question, _ in asked]))
-            slow = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._pass_by, call)
-            self._prompt = slow
-            called.add_done_callback(partial(self._end, [answer for _, answer in asked], call, slow))
-
-    def _pass_by(self, call: Callable[[Sequence[Q]], Sequence[T | Unavailable]]) -> None:
-        self._prompt = None
-        self._begin(call)
+            called.add_done_callback(partial(self._end, [answer for _, answer in asked], call))
+            self._begin(call)  # what is beyond ASKED_AT_ONCE
 
     def _end(
         self,
         waiting: Sequence[asyncio.Future[T]],
         call: Callable[[Sequence[Q]], Sequence[T | Unavailable]],
-        slow: asyncio.TimerHandle,
         called: asyncio.Future[Sequence[T | Unavailable]],
     ) -> None:
         self._idle += 1
-        slow.cancel()
-        if self._prompt is slow:
-            self._prompt = None
         error = called.exception()
         answers: Sequence[T | BaseException] = called.result() if error is None else [error] * len(waiting)
         for future, answer in zip(waiting, answers, strict=True):
