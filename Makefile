@@ -53,7 +53,7 @@ bench: $(PEERS) servers ## Measure every figure beside its peer's: benchmarks/re
 	@scripts/servers.sh --bench
 	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
-profile: $(PEERS) servers ## Where the time of one delivery goes (DATA=package, many_small, one_huge)
+profile: $(PEERS) servers ## Where the time of one delivery goes (DATA=package, many_small, one_huge, redelivery)
 	@scripts/servers.sh --bench
 	@$(BIN)/python benchmarks/profiling.py $(DATA)
 

@@ -30,6 +30,7 @@ from sqlalchemy import Engine, text
 from datasets import BUCKET, DATA_SETS, TINY, DataSet, place_data
 from fault_proxy import FaultProxy, fault_proxy
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
+from ncr_upload.application.download_cache import FOLDER
 from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.entrypoints.bootstrap.records import make_celery, make_queue
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job
@@ -207,16 +208,18 @@ class WarmWorker:
         (child,) = [each for each in self.process.children() if "spawn" not in " ".join(each.cmdline())]
         return child
 
-    def deliver(self, data: DataSet, *, job_id: str | None = None, keep: bool = False) -> Cost:
+    def deliver(self, data: DataSet, *, job_id: str | None = None, keep: bool = False, cached: bool = False) -> Cost:
         """Wall time from the ring until the job is recorded as completed; CPU of the child until all is cleaned up. What was
-        delivered is removed unless it is to be kept."""
+        delivered is removed unless it is to be kept. Nothing is in the worker's cache of downloads unless it is to be."""
+        if not cached:
+            self.empty_cache()
         name = job_id or f"{data.name}-{next(_uses)}"
         task = self.submit(name, data)
         child = self.child()
         used, began = _cpu_of(child), time.time()
         self.queue.ring([task.task_id])
         until(lambda: self._column(task, "status") in ENDED, 600)
-        until(lambda: self._column(task, "staging_due_at") is None and not any(self.settings.work_dir.iterdir()), 60)
+        until(lambda: self._column(task, "staging_due_at") is None and not self._workspaces(), 60)
         cost = Cost(float(self._column(task, "finished_at")) - began, _cpu_of(child) - used)
         assert self._column(task, "status") == "completed", self.history(task)
         self.place.check(name, data)
@@ -224,6 +227,12 @@ class WarmWorker:
         if not keep:
             self.place.clear(name)
         return cost
+
+    def empty_cache(self) -> None:
+        shutil.rmtree(self.settings.work_dir / FOLDER, ignore_errors=True)
+
+    def _workspaces(self) -> list[Path]:
+        return [path for path in self.settings.work_dir.iterdir() if path.name != FOLDER]
 
     def stages(self) -> str:
         """How many seconds each stage of the last job took."""

@@ -35,6 +35,10 @@ class MemoryObjectStore:
         self.fetched: list[str] = []
         self.failures: Failures = defaultdict(list)
 
+    @property
+    def source(self) -> str:
+        return self.bucket
+
     async def stat(self, key: str) -> ObjectInfo:
         content = self._content(key)
         return ObjectInfo(key, len(content), _md5(content))

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
+from ncr_upload.application import download_cache
 from ncr_upload.application.attempts import run_task
 from ncr_upload.application.crash_points import pass_by
 from ncr_upload.application.duties import run_duty
-from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.jobs import TERMINAL, NewJob, Task
 from ncr_upload.domain.timestamps import parse_timestamp
 from ncr_upload.entrypoints.bootstrap import deliveries, records
@@ -118,7 +118,7 @@ class Workplace:
 
     def sweep(self, task: Task) -> None:
         """What the sweeper does, or has a worker do, some seconds after a task has ended."""
-        sweep_workspaces(self.settings.work_dir, self.ports().pipeline.cleaning.find_statuses)
+        self.sweep_work_dir(self.settings.work_dir)
         with self.engine.begin() as connection:
             connection.execute(text("UPDATE ncr_jobs SET staging_due_at = 1 WHERE staging_due_at IS NOT NULL"))
         self.attempt(task)
@@ -145,10 +145,11 @@ class Workplace:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def leftovers(self, waiting: Task | None = None) -> list[str]:
-        """What should not be there once nothing runs: staging folders and workspaces. A waiting task keeps, in one workspace,
-        what it has downloaded whole."""
+        """What should not be there once nothing runs: staging folders and workspaces, not the cache. A waiting task keeps, in
+        one workspace, what it has downloaded whole."""
         staging, work_dir = self.sftp.folder / ".ncr-staging", self.settings.work_dir
         found = [path for place in (staging, work_dir) if place.exists() for path in place.iterdir()]
+        found = [path for path in found if path != work_dir / download_cache.FOLDER]
         if waiting is None:
             return [path.name for path in found]
         kept = [path for path in found if path.parent == work_dir and path.is_dir() and path.name.startswith(waiting.task_id)]

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 
 from fault_table import fault
 from ncr_upload.adapters.sql.engine import open_engine
+from ncr_upload.application import download_cache
 from ncr_upload.application.crash_points import CRASH_POINTS
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
@@ -103,7 +104,8 @@ def assert_delivered_once(
 def leftovers(stack: RunningStack) -> list[str]:
     staging = Path(stack.endpoints["sftp"]["root"]) / ".ncr-staging"
     work = stack.state_dir / "work"
-    return [str(path) for folder in (staging, work) if folder.exists() for path in folder.iterdir()]
+    found = [path for folder in (staging, work) if folder.exists() for path in folder.iterdir()]
+    return [str(path) for path in found if path != work / download_cache.FOLDER]
 
 
 @pytest.mark.parametrize("point", [killed_at(point) for point in CRASH_POINTS if point != AGAIN])

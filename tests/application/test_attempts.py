@@ -15,6 +15,7 @@ import pytest
 from fault_table import fault
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.application import download_cache
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.crash_points import CRASH_POINTS
 from ncr_upload.application.duties import run_duty
@@ -135,7 +136,9 @@ class Worker:
         return found
 
     def nothing_left(self) -> bool:
-        return not self.dropoff.staging and not (self.work_dir.exists() and any(self.work_dir.iterdir()))
+        kept = self.work_dir / download_cache.FOLDER
+        left = [path for path in self.work_dir.iterdir() if path != kept] if self.work_dir.exists() else []
+        return not self.dropoff.staging and not left
 
 
 @pytest.fixture(params=[False, True], ids=["strict", "staged ahead"])

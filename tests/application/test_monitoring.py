@@ -8,25 +8,50 @@ from pathlib import Path
 import pytest
 
 from ledger_twin import MemoryHost, MemoryStatistics, MemoryWorkerReports
+from ncr_upload.application.download_cache import FOLDER, DownloadCache, describe
 from ncr_upload.application.monitoring import BatchWatch, MemoryWatch, observe, read_rooms
-from ncr_upload.application.ports import Memory
+from ncr_upload.application.ports import Fetched, Memory, WorkerReport
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.batches import WorkerRoom
 
 
+def look(host: MemoryHost, work_dir: Path, spare_disk_bytes: int = 0) -> WorkerReport:
+    return observe(
+        host,
+        "w1",
+        configured=4,
+        child_bytes=10,
+        work_dir=work_dir,
+        limits=AdmissionLimits(80, spare_disk_bytes),
+        cache=DownloadCache(work_dir, 10**9, host),
+    )
+
+
 @pytest.mark.parametrize(("used", "capacity"), [(20, 4), (62, 2), (79, 1), (81, 0)])
 def test_a_worker_has_room_for_the_children_that_fit_below_the_limit(used: int, capacity: int, tmp_path: Path) -> None:
-    report = observe(
-        MemoryHost(used=used), "w1", configured=4, child_bytes=10, work_dir=tmp_path, limits=AdmissionLimits(80, 0)
-    )
+    report = look(MemoryHost(used=used), tmp_path)
     assert report.room == WorkerRoom(capacity, 4)
     assert (report.worker, report.memory.used) == ("w1", used)
+
+
+def test_what_the_cache_would_make_room_for_counts_as_free(tmp_path: Path) -> None:
+    host = MemoryHost()
+    host.free_disk = lambda _: 10  # type: ignore[method-assign]
+    assert look(host, tmp_path, spare_disk_bytes=100).room.capacity == 0
+    file = tmp_path / "file"
+    file.write_bytes(bytes(90))
+    entry = describe("bucket", "key", Fetched(90, "a" * 64, 1, "etag"), file)
+    assert entry is not None
+    (tmp_path / FOLDER).mkdir()
+    file.rename(tmp_path / FOLDER / entry.name)
+    report = look(host, tmp_path, spare_disk_bytes=100)
+    assert (report.room.capacity, report.free_disk_bytes) == (4, 100)
 
 
 def test_a_worker_that_stops_reporting_is_not_counted_on(tmp_path: Path) -> None:
     now = [1000.0]
     reports = MemoryWorkerReports(clock=lambda: now[0])
-    reports.report(observe(MemoryHost(), "w1", configured=4, child_bytes=1, work_dir=tmp_path, limits=AdmissionLimits(80)))
+    reports.report(look(MemoryHost(), tmp_path))
     assert read_rooms(reports, 30) == [WorkerRoom(4, 4)]
     now[0] += 91
     assert read_rooms(reports, 30) == []

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from ledger_twin import MemoryHost
+from ncr_upload.application.download_cache import DownloadCache
 from ncr_upload.application.ports import Fetched, ObjectInfo
 from ncr_upload.application.workspace import Workspace, remove_oldest, remove_workspaces, sweep_workspaces
 from ncr_upload.domain.jobs import TERMINAL, Status
@@ -60,7 +62,11 @@ def sweep(work_dir: Path, statuses: Mapping[str, Status]) -> list[str]:
     def find_statuses(task_ids: Sequence[str]) -> Mapping[str, Status]:
         return {task_id: statuses[task_id] for task_id in task_ids if task_id in statuses}
 
-    return sweep_workspaces(work_dir, find_statuses)
+    return sweep_workspaces(work_dir, find_statuses, cache_in(work_dir))
+
+
+def cache_in(work_dir: Path) -> DownloadCache:
+    return DownloadCache(work_dir, 0, MemoryHost())
 
 
 def hold(work_dir: Path, task_id: str) -> subprocess.Popen[str]:
@@ -175,7 +181,7 @@ def test_an_ended_tasks_workspaces_go_and_no_other(tmp_path: Path, task_id: str)
     other = str(uuid.uuid4())
     for each in (task_id, other):
         download(tmp_path, each)
-    remove_workspaces(tmp_path, task_id)
+    remove_workspaces(tmp_path, task_id, cache_in(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [f"{other}-1"]
 
 
@@ -243,8 +249,12 @@ def test_sweeps_and_new_workspaces_do_not_disturb_each_other(tmp_path: Path) -> 
             sys.executable,
             "-c",
             "import sys; from pathlib import Path; from ncr_upload.application.workspace import sweep_workspaces\n"
+            "from ncr_upload.adapters.host import MachineHost\n"
+            "from ncr_upload.application.download_cache import DownloadCache\n"
             "from ncr_upload.domain.jobs import Status\n"
-            "while True: sweep_workspaces(Path(sys.argv[1]), lambda ids: dict.fromkeys(ids, Status.COMPLETED))",
+            "work_dir = Path(sys.argv[1])\n"
+            "cache = DownloadCache(work_dir, 0, MachineHost())\n"
+            "while True: sweep_workspaces(work_dir, lambda ids: dict.fromkeys(ids, Status.COMPLETED), cache)",
             str(tmp_path),
         ],
     )

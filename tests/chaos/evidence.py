@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from chaos.judge import Found, Leftovers
 from chaos.observer import Observer
 from chaos.stack import ChaosStack
+from ncr_upload.application.download_cache import FOLDER as CACHE
 
 QUIET_KEYS = ("_kombu.", "ncr_jobs", "unacked", "celery", "/")
 """Celery's own, of which there are a fixed few."""
@@ -63,7 +64,7 @@ def find_leftovers(stack: ChaosStack) -> Leftovers:
         leases = [str(row.task_id) for row in held]
     return Leftovers(
         staging=_names(stack.destination.root / ".ncr-staging"),
-        workspaces=_names(stack.work_dir),
+        workspaces=[name for name in _names(stack.work_dir) if name != CACHE],
         temporary=[name for name in _names(stack.tmp) if not _is_multiprocessings(stack.tmp / name)],
         leases=leases,
         redis_keys=_lasting_keys(stack),

@@ -19,6 +19,7 @@ from disks import open_files
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.upload import WINDOW_BYTES
+from ncr_upload.application import download_cache
 from ncr_upload.application.arrivals import SMALL_BYTES
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded import textures
@@ -67,7 +68,7 @@ def storage(workplace: Workplace) -> Iterator[FaultProxy]:
 
 def records(workplace: Workplace) -> list[Path]:
     """One for each finished download that waits for the next attempt."""
-    return sorted(workplace.settings.work_dir.glob("*/*.json"))
+    return sorted(workplace.settings.work_dir.glob("[!.]*/*.json"))
 
 
 def arrived_pictures(workplace: Workplace) -> int:
@@ -253,4 +254,4 @@ def test_an_upload_that_was_cut_off_goes_on_from_another_host(
     assert workplace.leftovers() == []
     assert len(list(here.iterdir())) == 1, "that host does not know yet"
     assert len(workplace.sweep_work_dir(here)) == 1
-    assert list(here.iterdir()) == []
+    assert [path.name for path in here.iterdir()] == [download_cache.FOLDER]

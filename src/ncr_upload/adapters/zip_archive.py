@@ -21,7 +21,7 @@ from isal import isal_zlib
 from stream_zip import NO_COMPRESSION_32, NO_COMPRESSION_64, ZIP_32, ZIP_64, MemberFile, Method, ZipError, stream_zip
 
 from ncr_upload.application.arrivals import Arrival
-from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.errors import PackageChanged
 from ncr_upload.domain.packages import PackageFile
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class ZipArchiver:
     """Holds a few chunks of CHUNK_BYTES in memory. Reads and compresses in a thread of its own."""
 
     async def stream(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
-        """Raises what `files` raises, and `Unavailable` when a file on disk is not the one that was downloaded."""
+        """Raises what `files` raises, and `PackageChanged` when a file on disk is not the one that was downloaded."""
         entries = _Entries(files, asyncio.get_running_loop())
         thread = ThreadPoolExecutor(1, thread_name_prefix="zip")
         chunks = iter(
@@ -53,7 +53,7 @@ class ZipArchiver:
             while chunk := await entries.loop.run_in_executor(thread, next, chunks, b""):
                 yield chunk
         except (ZipError, _Changed) as error:
-            raise Unavailable(
+            raise PackageChanged(
                 "package_changed",
                 f"{entries.newest} on the worker's disk is not what was downloaded ({type(error).__name__})",
                 "The job is tried again; if it stays so, check the worker's disk.",

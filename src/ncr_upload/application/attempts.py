@@ -13,7 +13,7 @@ from ncr_upload.application.lease import Lease
 from ncr_upload.application.leaving import Leaving
 from ncr_upload.application.live import LiveStatus, post_quietly
 from ncr_upload.application.parking import ParkingOptions, park, require_open, tell_parked
-from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, remove_staging
+from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, make_cache, remove_staging
 from ncr_upload.application.ports import Claims, Duties, StatusBoard, Submissions
 from ncr_upload.application.workspace import remove_workspaces
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, HandedOver, LeaseLost, Unavailable
@@ -78,7 +78,7 @@ def run_task(
     task = ports.submissions.task(task_id)
     assert task is not None
     if task.finished_at is not None:
-        remove_workspaces(options.pipeline.work_dir, task_id)
+        remove_workspaces(options.pipeline.work_dir, task_id, make_cache(ports.pipeline, options.pipeline))
     if not isinstance(failure, LeaseLost):
         post_quietly(ports.board, task, fence=claim.fence, live=task.finished_at is None)
     return Settled(task, failure, unexpected=failure is not None and not isinstance(failure, DeliveryError))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ncr_upload.application.arrivals import Arrival, Turns
-from ncr_upload.application.ports import Host, LocalFile, ObjectInfo, ObjectStore, OnBytes
+from ncr_upload.application.download_cache import DownloadCache, describe
+from ncr_upload.application.ports import Fetched, Host, LocalFile, ObjectInfo, ObjectStore, OnBytes
 from ncr_upload.application.workspace import Workspace, remove_oldest
 from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defer, decide, find_misfit
 from ncr_upload.domain.errors import Deferred, Rejected
@@ -19,38 +21,52 @@ GROWING_BYTES = 32 * 1024 * 1024
 
 
 class Downloads:
-    """A package's files on their way into a workspace. `prepare`, then `begin`; `stop` whatever became of them."""
+    """A package's files on their way into a workspace. `prepare`, then `begin`; `stop` whatever became of them.
+
+    `distrustful`: what comes from the cache is hashed before it is used, for whoever uses it before the zip has read it.
+    """
 
     def __init__(
         self,
         plan: Sequence[PlannedFile],
         workspace: Workspace,
         store: ObjectStore,
+        cache: DownloadCache,
         host: Host,
         limits: AdmissionLimits,
         on_bytes: OnBytes,
+        *,
+        distrustful: bool,
     ) -> None:
         self.plan = plan
         self.size = PackageSize(len(plan), 0)
         self.kept_files = 0
+        self.cached_files = 0
         self.arrivals: list[Arrival] = []
         self.tasks: list[asyncio.Task[LocalFile]] = []
         self._workspace = workspace
         self._store = store
-        self._room = _Room(workspace, host, limits)
+        self._cache = cache
+        self._distrustful = distrustful
+        self._room = _Room(workspace, cache, host, limits)
         self._on_bytes = on_bytes
         self._objects: Sequence[ObjectInfo] = []
         self._here: set[str] = set()
+        self._taken: dict[str, Fetched] = {}
+        self._clearing = asyncio.Lock()
+        self._cleared = False
 
     async def prepare(self) -> int:
-        """Look at every object and reserve room for them; how many seem to be here from an earlier attempt. Raises `Rejected`,
-        `Unavailable`, and `Deferred` where there is no room."""
+        """Look at every object and reserve room for them; how many seem to be here from an earlier attempt or in the cache.
+        Raises `Rejected`, `Unavailable`, and `Deferred` where there is no room."""
         self._objects = await self._stat_all()
         self.size = PackageSize(len(self.plan), sum(found.size for found in self._objects))
         self._here = await asyncio.to_thread(self._workspace.clear_all_but, self._objects)
-        missing_bytes = sum(found.size for found in self._objects if found.key not in self._here)
+        wanted = [(found, self._workspace.place(found.key)) for found in self._objects if found.key not in self._here]
+        self._taken = await asyncio.to_thread(self._cache.take, self._store.source, wanted)
+        missing_bytes = sum(found.size for found, _ in wanted if found.key not in self._taken)
         await asyncio.to_thread(self._room.take, self.size.bytes, missing_bytes)
-        return len(self._here)
+        return len(self._here) + len(self._taken)
 
     def begin(self, at_once: int) -> None:
         """Fetch every file, `at_once` large ones at a time."""
@@ -85,6 +101,24 @@ class Downloads:
         """In the plan's order, once all are whole."""
         return [task.result() for task in self.tasks]
 
+    def tell_sources(self) -> str:
+        """Where the files came from, once all are whole."""
+        kept, cached, files = self.kept_files, self.cached_files, self.size.files
+        told = [f"kept {kept} of {files} files from the attempt before"] if kept else []
+        told += [f"took {cached} of {files} files from this host's cache of downloads"] if cached else []
+        return ", ".join([*told, f"downloaded {files - kept - cached}"]) if told else f"downloaded {files} files"
+
+    def distrust(self) -> None:
+        """The zip has found a file with other bytes than had arrived: remove every such file, from the cache too."""
+        for arrival, found in zip(self.arrivals, self._objects, strict=True):
+            file = arrival.local.file if arrival.local is not None else None
+            if file and not self._workspace.holds(found.key, Fetched(file.size, file.sha256, file.crc32, file.etag)):
+                self._forget(found)
+
+    def _forget(self, found: ObjectInfo) -> None:
+        self._workspace.forget(found.key)
+        self._cache.remove(self._store.source, found)
+
     async def _stat_all(self) -> Sequence[ObjectInfo]:
         at_once = asyncio.Semaphore(STATS_AT_ONCE)
 
@@ -99,36 +133,62 @@ class Downloads:
         return [answer for answer in found if isinstance(answer, ObjectInfo)]
 
     async def _fetch(self, planned: PlannedFile, found: ObjectInfo, turns: Turns, arrival: Arrival) -> LocalFile:
-        fetched = None
-        if found.key in self._here:
-            async with turns.take(found.size):
-                fetched = await asyncio.to_thread(self._workspace.find, found)
+        fetched = await self._find(found, turns)
         if fetched is not None:
-            self.kept_files += 1
             self._on_bytes(fetched.size)
         else:
-            fetched = await self._store.fetch(
-                planned.key, arrival.place, self._on_bytes, known=found, turns=turns, follower=arrival
-            )
-            self._workspace.note(planned.key, fetched)
+            fetched = await self._download(found, turns, arrival)
+            entry = describe(self._store.source, planned.key, fetched, arrival.place)
+            self._workspace.note(planned.key, fetched, entry)
         file = PackageFile(planned.key, planned.target, fetched.size, fetched.sha256, fetched.crc32, fetched.etag)
         local = LocalFile(file, arrival.place)
         arrival.become(local)
         return local
 
+    async def _download(self, found: ObjectInfo, turns: Turns, arrival: Arrival) -> Fetched:
+        """If the disk turns out to be full, the cache goes, and the object is fetched once more."""
+        fetch = partial(self._store.fetch, found.key, arrival.place, self._on_bytes, known=found, turns=turns, follower=arrival)
+        try:
+            return await fetch()
+        except Deferred as deferred:
+            if deferred.code != "disk_full":
+                raise
+            async with self._clearing:
+                self._cleared = await asyncio.to_thread(self._cache.clear) or self._cleared
+            if not self._cleared:
+                raise
+            return await fetch()
+
+    async def _find(self, found: ObjectInfo, turns: Turns) -> Fetched | None:
+        """The object, if it is here: from the attempt before, whose bytes are hashed again, or from the cache."""
+        if found.key in self._here:
+            async with turns.take(found.size):
+                kept = await asyncio.to_thread(self._workspace.find, found)
+            self.kept_files += kept is not None
+            return kept
+        taken = self._taken.get(found.key)
+        if taken is not None and self._distrustful:
+            async with turns.take(found.size):
+                if not await asyncio.to_thread(self._workspace.holds, found.key, taken):
+                    await asyncio.to_thread(self._forget, found)
+                    return None
+        self.cached_files += taken is not None
+        return taken
+
 
 class _Room:
     """Memory, and disk for the download, or the job waits without spending an attempt."""
 
-    def __init__(self, workspace: Workspace, host: Host, limits: AdmissionLimits) -> None:
+    def __init__(self, workspace: Workspace, cache: DownloadCache, host: Host, limits: AdmissionLimits) -> None:
         self._workspace = workspace
+        self._cache = cache
         self._work_dir: Path = workspace.path.parent
         self._host = host
         self._limits = limits
 
     def take(self, total_bytes: int, missing_bytes: int) -> None:
-        """Reserve it. A job that could never fit is refused. What other tasks keep on the disk for their next attempts goes
-        first; what other attempts have reserved is theirs."""
+        """Reserve it. A job that could never fit is refused. What the cache holds goes first, then what other tasks keep on the
+        disk for their next attempts; what other attempts have reserved is theirs."""
         misfit = find_misfit(total_bytes, total_disk_bytes=self._host.total_disk(self._work_dir), limits=self._limits)
         if misfit is not None:
             raise Rejected(
@@ -137,9 +197,11 @@ class _Room:
                 f"Point WORK_DIR ({self._work_dir}) at a larger disk and submit the job again.",
             )
         with self._workspace.deciding():
-            kept_by_others = remove_oldest(self._work_dir, but_of=self._workspace.task_id)
+            if isinstance(decision := self._decide(missing_bytes), Defer) and decision.code != DISK_SHORT:
+                self._cache.forget_pages()
+            removable = self._make_room()
             while isinstance(decision := self._decide(missing_bytes), Defer) and decision.code == DISK_SHORT:
-                if next(kept_by_others, None) is None:
+                if next(removable, None) is None:
                     break
             if isinstance(decision, Defer):
                 short = "disk" if decision.code == DISK_SHORT else "memory"
@@ -149,6 +211,13 @@ class _Room:
                     f"Free some there (WORK_DIR is {self._work_dir}); the job goes on by itself and spends no attempt.",
                 )
             self._workspace.reserve(missing_bytes)
+
+    def _make_room(self) -> Iterator[str]:
+        """Remove something a step. What a workspace uses can only go from the cache after it."""
+        yield from self._cache.make_room()
+        for name in remove_oldest(self._work_dir, but_of=self._workspace.task_id):
+            yield name
+            yield from self._cache.make_room()
 
     def _decide(self, missing_bytes: int) -> Admit | Defer:
         free_bytes = self._host.free_disk(self._work_dir) - self._workspace.reserved_by_others()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from ncr_upload.application.download_cache import DownloadCache
 from ncr_upload.application.ports import Host, Statistics, WorkerReport, WorkerReports
 from ncr_upload.domain.admission import AdmissionLimits, plan_capacity
 from ncr_upload.domain.batches import WorkerRoom
@@ -16,10 +17,19 @@ REPORTS_MISSED = 3
 
 
 def observe(
-    host: Host, worker: str, *, configured: int, child_bytes: int, work_dir: Path, limits: AdmissionLimits
+    host: Host,
+    worker: str,
+    *,
+    configured: int,
+    child_bytes: int,
+    work_dir: Path,
+    limits: AdmissionLimits,
+    cache: DownloadCache,
 ) -> WorkerReport:
-    """How the worker and its host are now. Raises `Unavailable` when the disk cannot be read."""
-    memory, resident, free_disk = host.memory(), host.process_memory(children=True), host.free_disk(work_dir)
+    """How the worker and its host are now; what the cache would make room for counts as free. Raises `Unavailable` when the
+    disk cannot be read."""
+    memory, resident = host.memory(), host.process_memory(children=True)
+    free_disk = host.free_disk(work_dir) + cache.evictable_bytes()
     capacity = plan_capacity(
         used_bytes=memory.used,
         total_bytes=memory.total,

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.crash_points import Reach, pass_by
+from ncr_upload.application.download_cache import DownloadCache
 from ncr_upload.application.downloads import Downloads, summarised
 from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus
@@ -39,7 +40,7 @@ from ncr_upload.application.ports import (
 )
 from ncr_upload.application.workspace import Workspace
 from ncr_upload.domain.admission import AdmissionLimits
-from ncr_upload.domain.errors import CancelRequested, DeliveryError, Rejected, Unavailable
+from ncr_upload.domain.errors import CancelRequested, DeliveryError, PackageChanged, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
 from ncr_upload.domain.layout import plan_layout
 from ncr_upload.domain.packages import PackageFile, PlannedFile
@@ -74,6 +75,7 @@ class PipelineOptions:
     download_concurrency: int
     stage_before_verdict: bool
     admission: AdmissionLimits
+    download_cache_bytes: int = 0
 
 
 class Delivery:
@@ -94,6 +96,7 @@ class Delivery:
         self.options = options
         self.lease = lease
         self.live = live
+        self.cache = make_cache(ports, options)
         self.announced_publish = claim.publish_fence is not None
         self.reach = reach
         self.package: Sequence[PackageFile] = ()
@@ -111,7 +114,7 @@ class Delivery:
         await self.require_open_destination()
         source = await self.look_up()
         plan = await self.plan(source)
-        with Workspace(self.options.work_dir, self.task.task_id, self.claim.fence) as workspace:
+        with Workspace(self.options.work_dir, self.task.task_id, self.claim.fence, self.cache.clear) as workspace:
             async with self.download(plan, workspace) as downloads:
                 if self.options.stage_before_verdict:
                     await self.stage_then_decide(downloads)
@@ -215,13 +218,22 @@ class Delivery:
     async def download(self, plan: Sequence[PlannedFile], workspace: Workspace) -> AsyncIterator[Downloads]:
         """Fetch in parallel, from when there is room for it until the attempt needs no more."""
         ports, options = self.ports, self.options
-        downloads = Downloads(plan, workspace, ports.store, ports.host, options.admission, self.live.add_bytes)
+        ahead = options.stage_before_verdict
+        downloads = Downloads(
+            plan,
+            workspace,
+            ports.store,
+            self.cache,
+            ports.host,
+            options.admission,
+            self.live.add_bytes,
+            distrustful=ahead,
+        )
         here = await downloads.prepare()
         size = downloads.size
         self.live.know(files=size.files, bytes=size.bytes)
         message = f"downloading {size.files} files, {size.bytes} bytes"
-        message += f"; {here} of them may be here from the attempt before" if here else ""
-        ahead = options.stage_before_verdict
+        message += f"; {here} of them may be here already" if here else ""
         message += "; each is staged when it has arrived, and nothing is visible before the verdict" if ahead else ""
         await self._advance(
             Status.PROCESSING, Stage.DOWNLOAD, message, total_bytes=size.bytes, size=size, announce_staging=ahead
@@ -261,14 +273,15 @@ class Delivery:
                 yield arrival
             self.reach("download:after")
             self.reach("validate:before")
-            kept, files = downloads.kept_files, downloads.size.files
-            fetched = f"kept {kept} of {files} files from the attempt before, downloaded {files - kept}"
-            message = fetched if kept else f"downloaded {files} files"
-            await self._advance(Status.PROCESSING, Stage.VALIDATE, f"{message}; the validator judges the zip")
+            message = f"{downloads.tell_sources()}; the validator judges the zip"
+            await self._advance(Status.PROCESSING, Stage.VALIDATE, message)
 
         assert self.task.sku is not None
         try:
             verdict = await self.ports.validator.judge(self.task.sku, self._zip(in_order()))
+        except PackageChanged:
+            await self._call(downloads.distrust)
+            raise
         except Unavailable as error:
             await self._note_unanswered(error)
             raise
@@ -415,6 +428,10 @@ class Delivery:
 @lru_cache(maxsize=1)
 def _threads(_process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(4, thread_name_prefix="records")
+
+
+def make_cache(ports: PipelinePorts, options: PipelineOptions) -> DownloadCache:
+    return DownloadCache(options.work_dir, options.download_cache_bytes, ports.host)
 
 
 async def remove_staging(task_id: str, dropoff: Dropoff, cleaning: Cleaning) -> None:

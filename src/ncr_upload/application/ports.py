@@ -67,7 +67,11 @@ class Fetched:
 
 
 class ObjectStore(Protocol):
-    """The bucket the job's files are in."""
+    """The bucket the job's files are in. `source` names it: objects of the same source, key, size and ETag are the same bytes,
+    checked in the same way."""
+
+    @property
+    def source(self) -> str: ...
 
     async def stat(self, key: str) -> ObjectInfo:
         """Size and ETag of an object. Raises `Rejected` ('object_missing', 'storage_denied'), `Unavailable`."""
@@ -104,7 +108,7 @@ class Archiver(Protocol):
 
     def stream(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
         """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever.
-        Raises `Unavailable` for a file that is not on the disk as it was downloaded."""
+        Raises `PackageChanged` for a file that is not on the disk as it was downloaded."""
 
 
 # --- the validator ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
+from ncr_upload.application.download_cache import DownloadCache, Entry
 from ncr_upload.application.ports import Fetched, ObjectInfo
 from ncr_upload.domain.errors import Deferred
 from ncr_upload.domain.jobs import TERMINAL, Status
@@ -37,10 +38,11 @@ class Workspace:
     one rename, the folder of the newest older fence that is not in use, so no two attempts ever share one. Leaving it keeps
     it: `remove_workspaces` is for the end of the task. A file is named by the hash of its object key, so no name from
     outside becomes a path on this host; once it is whole, a record beside it says which object it is. Entering raises
-    `Deferred` where the folder cannot be made.
+    `Deferred` where the folder cannot be made; a full disk is asked again if `make_room` says that it made some.
     """
 
-    def __init__(self, work_dir: Path, task_id: str, fence: int) -> None:
+    def __init__(self, work_dir: Path, task_id: str, fence: int, make_room: Callable[[], bool] = lambda: False) -> None:
+        self._make_room = make_room
         self.path = work_dir / f"{task_id}-{fence}"
         self.task_id = task_id
         self._fence = fence
@@ -48,19 +50,27 @@ class Workspace:
 
     def __enter__(self) -> Workspace:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.path)
-            self._take_over()
-            self.path.mkdir(mode=0o700, exist_ok=True)
+            self._make()
         except OSError as error:
-            if self._lock >= 0:
-                _drop_lock(self.path, self._lock)
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if is_full and self._make_room():
+                return self.__enter__()
             raise Deferred(
-                "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "work_dir_unusable",
+                "disk_full" if is_full else "work_dir_unusable",
                 f"this worker cannot make a folder in {self.path.parent}: {error.strerror or error}",
                 "Free space on the worker's disk or correct WORK_DIR; the job waits meanwhile.",
             ) from None
         return self
+
+    def _make(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _take_lock(self.path)
+        try:
+            self._take_over()
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except OSError:
+            _drop_lock(self.path, self._lock)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         with suppress(OSError):
@@ -89,11 +99,12 @@ class Workspace:
         """Where the object with this key goes."""
         return self.path / hashlib.sha256(key.encode()).hexdigest()
 
-    def note(self, key: str, fetched: Fetched) -> None:
-        """Record what is at the key's place. Without a record, for want of disk or time, the next attempt fetches it again."""
+    def note(self, key: str, fetched: Fetched, entry: Entry | None = None) -> None:
+        """Record what is at the key's place, and which entry of the cache it may become. Without a record, for want of disk or
+        time, the next attempt fetches it again."""
         part = self.path / f".{uuid.uuid4().hex}.part"
         try:
-            part.write_text(json.dumps({"key": key, **asdict(fetched)}))
+            part.write_text(json.dumps({"key": key, "entry": entry.name if entry else None, **asdict(fetched)}))
             part.replace(self._record_path(key))
         except OSError:
             part.unlink(missing_ok=True)
@@ -110,20 +121,28 @@ class Workspace:
     def find(self, wanted: ObjectInfo) -> Fetched | None:
         """What an earlier attempt fetched, if it is this very object and its bytes still have the hashes that were recorded."""
         recorded = self._read_record(wanted)
-        if recorded is None:
-            return None
+        return recorded if recorded is not None and self.holds(wanted.key, recorded) else None
+
+    def holds(self, key: str, fetched: Fetched) -> bool:
+        """Whether the bytes at the key's place have these hashes."""
         sha256, crc32 = hashlib.sha256(), 0
-        with suppress(OSError), self.place(wanted.key).open("rb") as file:
+        with suppress(OSError), self.place(key).open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 sha256.update(chunk)
                 crc32 = zlib.crc32(chunk, crc32)
-        return recorded if (sha256.hexdigest(), crc32) == (recorded.sha256, recorded.crc32) else None
+        return (sha256.hexdigest(), crc32) == (fetched.sha256, fetched.crc32)
+
+    def forget(self, key: str) -> None:
+        """Remove what is at the key's place."""
+        self._record_path(key).unlink(missing_ok=True)
+        self.place(key).unlink(missing_ok=True)
 
     def _read_record(self, wanted: ObjectInfo) -> Fetched | None:
         """Without an ETag nothing tells an object from another one of its size."""
         try:
             recorded = json.loads(self._record_path(wanted.key).read_text())
             matches = recorded.pop("key") == wanted.key
+            recorded.pop("entry", None)
             fetched = Fetched(**recorded)
             size = self.place(wanted.key).stat().st_size
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -146,10 +165,10 @@ class Workspace:
                 _drop_lock(folder, lock)
 
 
-def remove_workspaces(work_dir: Path, task_id: str) -> None:
-    """Remove what the attempts of an ended task left on this host, but for one in use."""
+def remove_workspaces(work_dir: Path, task_id: str, cache: DownloadCache) -> None:
+    """Remove what the attempts of an ended task left on this host, but for one in use; the cache takes the downloads."""
     for folder in _workspaces(work_dir, task_id):
-        _remove_idle(folder)
+        _remove_idle(folder, cache)
 
 
 def remove_oldest(work_dir: Path, but_of: str) -> Iterator[str]:
@@ -160,9 +179,12 @@ def remove_oldest(work_dir: Path, but_of: str) -> Iterator[str]:
             yield folder.name
 
 
-def sweep_workspaces(work_dir: Path, find_statuses: Callable[[Sequence[str]], Mapping[str, Status]]) -> list[str]:
-    """Remove the idle workspaces of tasks that have ended, and of those that the ledger does not know once they are old;
-    their names. One in use stays, whoever uses it: another installation may share the folder."""
+def sweep_workspaces(
+    work_dir: Path, find_statuses: Callable[[Sequence[str]], Mapping[str, Status]], cache: DownloadCache
+) -> list[str]:
+    """Remove the idle workspaces of tasks that have ended, and of those that the ledger does not know once they are old, and
+    trim the cache, which takes their downloads; the names of the workspaces. One in use stays, whoever uses it: another
+    installation may share the folder."""
     folders = _workspaces(work_dir)
     statuses = find_statuses(sorted({_task_of(folder) for folder in folders})) if folders else {}
 
@@ -172,7 +194,9 @@ def sweep_workspaces(work_dir: Path, find_statuses: Callable[[Sequence[str]], Ma
         status = statuses.get(_task_of(folder))
         return status in TERMINAL if status else time.time() - _last_used(folder) > STRANGER_SECONDS
 
-    return [folder.name for folder in folders if may_go(folder) and _remove_idle(folder)]
+    removed = [folder.name for folder in folders if may_go(folder) and _remove_idle(folder, cache)]
+    cache.trim()
+    return removed
 
 
 def _workspaces(work_dir: Path, task_id: str | None = None) -> list[Path]:
@@ -222,12 +246,23 @@ def _last_used(folder: Path) -> float:
         return 0.0
 
 
-def _remove_idle(folder: Path) -> bool:
+def _remove_idle(folder: Path, cache: DownloadCache | None = None) -> bool:
     if (lock := _try_lock(folder)) is None:
         return False
+    if cache is not None:
+        cache.adopt(_finished(folder))
     shutil.rmtree(folder, ignore_errors=True)
     _drop_lock(folder, lock)
     return True
+
+
+def _finished(folder: Path) -> Iterator[tuple[Path, Entry]]:
+    """The downloads in a workspace that may become entries of the cache."""
+    for record in folder.glob("*" + RECORD_SUFFIX):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            entry = Entry.parse(json.loads(record.read_text())["entry"])
+            if entry is not None:
+                yield record.with_suffix(""), entry
 
 
 def _take_lock(folder: Path) -> int:

@@ -3,6 +3,7 @@
     DeliveryError
     ├── Rejected          bad data or a missing thing: terminal, never retried
     ├── Unavailable       a part did not answer or answered nonsense: retried with backoff
+    │   └── PackageChanged a file on this host's disk is not what was downloaded
     ├── DestinationParked the destination needs an operator (disk full, host key, login): jobs wait, no attempt spent
     │   └── StillParked   an earlier job found it so; this one has not asked
     ├── Deferred          not enough memory or disk here, now: no attempt spent
@@ -46,6 +47,10 @@ class Unavailable(DeliveryError):
     def __init__(self, code: str, message: str, next_step: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(code, message, next_step)
         self.retry_after_seconds = retry_after_seconds
+
+
+class PackageChanged(Unavailable):
+    """A file on this host's disk has other bytes than had arrived."""
 
 
 class DestinationParked(DeliveryError):

@@ -12,7 +12,7 @@ from ncr_upload.application.monitoring import MemoryWatch, observe
 from ncr_upload.application.ports import WorkerReport
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.entrypoints.bootstrap.deliveries import make_host, make_limits
-from ncr_upload.entrypoints.bootstrap.records import open_reports, sweep_work_dir
+from ncr_upload.entrypoints.bootstrap.records import make_cache, open_reports, sweep_work_dir
 from ncr_upload.entrypoints.settings import Settings, load_settings
 
 log = structlog.get_logger("ncr.memory")
@@ -53,7 +53,10 @@ class WorkerMonitor(bootsteps.StartStopStep):  # type: ignore[misc]
             log.info("workspaces_left_for_now", code=error.code, reason=error.message)
 
     def _check(self, worker: str, configured: int) -> None:
-        self._watch.look(make_host())
+        host = make_host()
+        if host.memory().used_percent > self._settings.max_memory_usage_percent:
+            make_cache(self._settings).forget_pages()
+        self._watch.look(host)
         try:
             report = look_around(self._settings, worker, configured)
             with open_reports(self._settings) as reports:
@@ -71,4 +74,5 @@ def look_around(settings: Settings, worker: str, configured: int) -> WorkerRepor
         child_bytes=settings.celery_worker_max_memory_per_child * 1024,
         work_dir=settings.work_dir,
         limits=make_limits(settings),
+        cache=make_cache(settings),
     )

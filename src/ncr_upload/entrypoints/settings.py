@@ -114,6 +114,9 @@ class Settings(BaseSettings):
 
     # Jobs
     work_dir: Path = Path("var/work")
+    download_cache_bytes: int = Field(
+        5_000_000_000, ge=0, description="Of finished downloads kept in WORK_DIR for re-deliveries; 0 keeps none."
+    )
     file_selection: Literal["latest_date", "latest_per_path", "all"] = "latest_date"
     layout_collisions: Literal["refuse", "newest"] = "refuse"
     timezone: str = "America/New_York"

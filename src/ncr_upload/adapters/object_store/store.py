@@ -100,6 +100,10 @@ class S3ObjectStore:
         self._opened: S3Store | None = None
         self._bodies = Bodies()
 
+    @property
+    def source(self) -> str:
+        return f"{self._endpoint} {self._bucket}" + (" md5" if self._verify_etag_md5 else "")
+
     async def stat(self, key: str) -> ObjectInfo:
         with self._translated(key):
             try:

@@ -97,6 +97,7 @@ def make_worker_options(settings: Settings, name: str) -> WorkerOptions:
             download_concurrency=settings.download_concurrency,
             stage_before_verdict=settings.stage_before_verdict,
             admission=make_limits(settings),
+            download_cache_bytes=settings.download_cache_bytes,
         ),
     )
 

@@ -19,7 +19,7 @@ from ncr_upload.adapters.sql.schema import check_own_tables
 from ncr_upload.adapters.sql.studio_tables import find_lasting
 from ncr_upload.domain.errors import Deferred, Rejected, Unavailable
 from ncr_upload.entrypoints.bootstrap import deliveries
-from ncr_upload.entrypoints.bootstrap.records import check_studio, make_engine
+from ncr_upload.entrypoints.bootstrap.records import check_studio, make_cache, make_engine
 from ncr_upload.entrypoints.doctor import Check, Doubt
 from ncr_upload.entrypoints.probes import bounded, probe_store, probe_validator
 from ncr_upload.entrypoints.settings import Settings
@@ -204,4 +204,6 @@ def _check_work_dir(settings: Settings) -> Iterator[str | Doubt]:
     free = MachineHost().free_disk(folder)
     told = f"{folder.absolute()} can be written, {free / 1024**3:.1f} GiB free"
     step = "Jobs wait for room when a package does not fit: free space or point WORK_DIR at a larger disk."
-    yield Doubt(told, step) if free < LITTLE_DISK_BYTES else told
+    cache = make_cache(settings)
+    yield Doubt(told, step) if free + cache.evictable_bytes() < LITTLE_DISK_BYTES else told
+    yield str(cache)

@@ -12,6 +12,7 @@ from celery import Celery
 from sqlalchemy import Engine, select
 
 from ncr_upload.adapters import celery_queue
+from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sql.backup import Restored, restore_backup, write_backup
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
@@ -24,6 +25,7 @@ from ncr_upload.adapters.sql.schema import check_own_tables, check_studio_tables
 from ncr_upload.adapters.sql.statistics import SqlStatistics
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.workers import SqlWorkerReports
+from ncr_upload.application.download_cache import DownloadCache
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts
 from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.errors import Unavailable
@@ -228,7 +230,11 @@ def sweep_work_dir(settings: Settings) -> list[str]:
         finally:
             engine.dispose()  # no connection is open when the worker forks its next child
 
-    return sweep_workspaces(settings.work_dir, find_statuses)
+    return sweep_workspaces(settings.work_dir, find_statuses, make_cache(settings))
+
+
+def make_cache(settings: Settings) -> DownloadCache:
+    return DownloadCache(settings.work_dir, settings.download_cache_bytes, MachineHost())
 
 
 def _redis_place(settings: Settings) -> str:
