@@ -26,12 +26,14 @@ from ncr_upload.entrypoints.settings import Settings
 from servers import S3Server, SftpServer
 
 ATTEMPT = """
-import sys
+import os, sys
 from ncr_upload.application.attempts import run_task
 from ncr_upload.entrypoints.bootstrap import deliveries
+from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.settings import load_settings
 settings = load_settings()
-run_task(sys.argv[1], deliveries.make_worker_ports(settings), deliveries.make_worker_options(settings, "doomed"))
+ports, options = deliveries.make_worker_ports(settings), deliveries.make_worker_options(settings, "doomed")
+run_task(sys.argv[1], ports, options, crash_points(os.environ))
 """
 
 
@@ -102,9 +104,10 @@ class Workplace:
         assert found is not None
         return found
 
-    def start_attempt(self, task: Task, cwd: Path) -> subprocess.Popen[bytes]:
-        """One attempt in a process of its own, which may be killed."""
-        return subprocess.Popen([sys.executable, "-c", ATTEMPT, task.task_id], env=self._environment(), cwd=cwd)
+    def start_attempt(self, task: Task, cwd: Path, crash_at: str = "") -> subprocess.Popen[bytes]:
+        """One attempt in a process of its own, which may be killed, or kills itself at that crash point."""
+        environment = self._environment() | {"NCR_TESTING": "1", "NCR_CRASH_AT": crash_at}
+        return subprocess.Popen([sys.executable, "-c", ATTEMPT, task.task_id], env=environment, cwd=cwd)
 
     def _environment(self) -> dict[str, str]:
         """The settings as a program of its own reads them."""

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from api_server import SETTINGS, Site, make_ports, serve
+from fault_proxy import FaultProxy, fault_proxy
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.adapters.sql.claims import SqlClaims
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
@@ -100,6 +102,15 @@ def workplace(
     engine = open_database(tmp_path / "ncr.db")
     yield Workplace(s3, sftp, engine, settings)
     engine.dispose()
+
+
+@pytest.fixture
+def storage(workplace: Workplace) -> Iterator[FaultProxy]:
+    """What the worker takes for the bucket: a proxy that counts."""
+    real = urlsplit(workplace.settings.wasabi_endpoint or "")
+    with fault_proxy((str(real.hostname), int(real.port or 0))) as proxy:
+        workplace.change(wasabi_endpoint=f"http://127.0.0.1:{proxy.port}", download_concurrency=2)
+        yield proxy
 
 
 # --- the API, on the ledger's twin and on SQLite

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -55,15 +54,6 @@ def huge_product(large_product: Product) -> Product:
     """A product with a source that takes several windows to send."""
     scene = next(key for key in large_product.targets if key.endswith(".blend"))
     return replace(large_product, files=large_product.files | {scene: large_product.files[scene] + os.urandom(SCENE_BYTES)})
-
-
-@pytest.fixture
-def storage(workplace: Workplace) -> Iterator[FaultProxy]:
-    """What the worker takes for the bucket: a proxy that counts."""
-    real = urlsplit(workplace.settings.wasabi_endpoint or "")
-    with fault_proxy((str(real.hostname), int(real.port or 0))) as proxy:
-        workplace.change(wasabi_endpoint=f"http://127.0.0.1:{proxy.port}", download_concurrency=2)
-        yield proxy
 
 
 def records(workplace: Workplace) -> list[Path]:

@@ -1,9 +1,9 @@
-"""The zip the validator judges, on stream-zip.
+"""The zip the validator judges.
 
 Reproducible: entries in the order given, the first date a zip can hold, fixed permissions, no extra fields. Entries of
 compressed types are stored, with size and CRC in front, so each waits until its file is whole; the rest are deflated, with a
 data descriptor behind, while their files arrive. So are compressed ones of LARGE_BYTES or more, in deflate's stored blocks.
-Zip64 is used from the entry on that could need it, which sizes alone decide.
+Zip64 is used from the entry on that could need it, which sizes alone decide. The records are made in `zip_format.py`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import stat
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from isal import isal_zlib
-from stream_zip import NO_COMPRESSION_32, NO_COMPRESSION_64, ZIP_32, ZIP_64, MemberFile, Method, ZipError, stream_zip
 
+from ncr_upload.adapters.zip_format import DEFLATED, STORED, Record, directory
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.domain.errors import PackageChanged
 from ncr_upload.domain.packages import PackageFile
@@ -27,11 +27,13 @@ from ncr_upload.domain.packages import PackageFile
 T = TypeVar("T")
 
 CHUNK_BYTES = 1024 * 1024
+GATHERED_BYTES = 256 * 1024
+"""What is smaller is not worth a way of its own to the validator."""
+
 LARGE_BYTES = 64 * 1024 * 1024
 DEFLATE_LEVEL = 1  # a higher one is slower than the wire on one core
 ZIP32_MAX_BYTES = 0xFFFF_FFFF - 64 * 1024 * 1024  # room for headers and the directory
 ZIP32_MAX_ENTRIES = 0xFFFF
-FIRST_DATE = datetime(1980, 1, 1)  # noqa: DTZ001 - a zip holds local time without a zone
 MODE = stat.S_IFREG | 0o644
 COMPRESSED_TYPES = frozenset(
     {".avif", ".exr", ".glb", ".gif", ".heic", ".jpeg", ".jpg", ".ktx2", ".png", ".usdz", ".webp"}
@@ -40,26 +42,27 @@ COMPRESSED_TYPES = frozenset(
 
 
 class ZipArchiver:
-    """Holds a few chunks of CHUNK_BYTES in memory. Reads and compresses in a thread of its own."""
+    """Holds a few chunks of CHUNK_BYTES in memory. Reads and compresses in a thread of its own, one chunk ahead."""
 
     async def stream(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
         """Raises what `files` raises, and `PackageChanged` when a file on disk is not the one that was downloaded."""
         entries = _Entries(files, asyncio.get_running_loop())
         thread = ThreadPoolExecutor(1, thread_name_prefix="zip")
-        chunks = iter(
-            stream_zip(entries.members(), chunk_size=CHUNK_BYTES, get_compressobj=entries.compressor, extended_timestamps=False)
-        )
+        chunks = gathered(entries.pieces())
+        ahead = entries.loop.run_in_executor(thread, next, chunks, b"")
         try:
-            while chunk := await entries.loop.run_in_executor(thread, next, chunks, b""):
+            while chunk := await ahead:
+                ahead = entries.loop.run_in_executor(thread, next, chunks, b"")
                 yield chunk
-        except (ZipError, _Changed) as error:
+        except _Changed:
             raise PackageChanged(
                 "package_changed",
-                f"{entries.newest} on the worker's disk is not what was downloaded ({type(error).__name__})",
+                f"{entries.newest} on the worker's disk is not what was downloaded",
                 "The job is tried again; if it stays so, check the worker's disk.",
             ) from None
         finally:
             entries.stop()
+            ahead.cancel()
             thread.shutdown(wait=False)
 
 
@@ -77,23 +80,26 @@ class _Entries:
     def __init__(self, files: AsyncIterator[Arrival], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.newest = ""
-        self._level = DEFLATE_LEVEL
         self._files = files
+        self._offset = 0
         self._waiting: Future[Any] | None = None
         self._stopped = False
 
-    def members(self) -> Iterator[MemberFile]:
-        end, entries = 0, 0
+    def pieces(self) -> Iterator[bytes]:
+        """The whole zip. An empty piece: more must be waited for."""
+        largest_end, records = 0, list[Record]()
         while (file := self._wait(anext(self._files, None))) is not None:
             self.newest = file.target
-            end += file.size + file.size // 1000 + 2 * len(file.target.encode()) + 200
-            entries += 1
-            method = self._method(file, large=end > ZIP32_MAX_BYTES or entries > ZIP32_MAX_ENTRIES)
-            yield file.target, FIRST_DATE, MODE, method, self._read(file)
-
-    def compressor(self) -> Any:
-        """For the newest entry."""
-        return zlib.compressobj(self._level, zlib.DEFLATED, -zlib.MAX_WBITS)
+            largest_end += file.size + file.size // 1000 + 2 * len(file.target.encode()) + 200
+            is_zip64 = largest_end > ZIP32_MAX_BYTES or len(records) >= ZIP32_MAX_ENTRIES
+            record = Record(file.target.encode(), DEFLATED, MODE, is_zip64, self._offset)
+            is_compressed = PurePosixPath(file.target).suffix.lower() in COMPRESSED_TYPES
+            if is_compressed and file.size < LARGE_BYTES:
+                record = yield from self._store(file, record)
+            else:
+                record = yield from self._deflate(file, record, 0 if is_compressed else DEFLATE_LEVEL)
+            records.append(record)
+        yield from directory(records, self._offset)
 
     def stop(self) -> None:
         """Free the thread, if it waits. Called from the event loop."""
@@ -101,23 +107,43 @@ class _Entries:
         if self._waiting is not None:
             self._waiting.cancel()
 
-    def _method(self, file: Arrival, large: bool) -> Method:
-        compressed = PurePosixPath(file.target).suffix.lower() in COMPRESSED_TYPES
-        if compressed and file.size < LARGE_BYTES:
-            whole = self._wait_for_whole(file)
-            return (NO_COMPRESSION_64 if large else NO_COMPRESSION_32)(whole.size, whole.crc32)
-        self._level = 0 if compressed else DEFLATE_LEVEL
-        return ZIP_64 if large else ZIP_32
+    def _store(self, file: Arrival, record: Record) -> Generator[bytes, None, Record]:
+        if file.local is None:
+            yield b""
+        whole = self._wait_for_whole(file)
+        record = replace(record, method=STORED, crc32=whole.crc32, size=whole.size, packed_size=whole.size)
+        yield self._counted(record.header())
+        for chunk in self._read(file):
+            yield self._counted(chunk)
+        return record
+
+    def _deflate(self, file: Arrival, record: Record, level: int) -> Generator[bytes, None, Record]:
+        yield self._counted(record.header())
+        begin, deflate = self._offset, zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+        for chunk in self._read(file):
+            yield self._counted(deflate.compress(chunk))
+        yield self._counted(deflate.flush())
+        crc32 = self._wait_for_whole(file).crc32
+        record = replace(record, crc32=crc32, size=file.size, packed_size=self._offset - begin)
+        yield self._counted(record.descriptor())
+        return record
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._offset += len(piece)
+        return piece
 
     def _read(self, file: Arrival) -> Iterator[bytes]:
+        """Raises `_Changed` unless the bytes have the CRC with which they arrived."""
         offset, crc32 = 0, 0
         if file.size:
             if not file.reached:
+                yield b""
                 self._wait(file.beyond(0))
             with file.open() as source:
                 while offset < file.size:
                     size = min(CHUNK_BYTES, file.size - offset)  # whenever it came: how it is cut shows in what deflate makes
                     if file.reached < offset + size:
+                        yield b""
                         self._wait(file.beyond(offset + size - 1))
                     chunk = source.read(size)
                     if len(chunk) < size:
@@ -140,3 +166,17 @@ class _Entries:
             coming.close()
             raise _Stopped
         return await coming
+
+
+def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer, larger pieces, none of them empty; large ones are not copied. An empty piece lets go of what is
+    held."""
+    held, size = list[bytes](), 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= GATHERED_BYTES or (size and not piece):
+            yield held[0] if len(held) == 1 else b"".join(held)
+            held, size = [], 0
+    if size:
+        yield b"".join(held)

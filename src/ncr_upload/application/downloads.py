@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from ncr_upload.application.arrivals import Arrival, Turns
 from ncr_upload.application.download_cache import DownloadCache, describe
 from ncr_upload.application.ports import Fetched, Host, LocalFile, ObjectInfo, ObjectStore, OnBytes
 from ncr_upload.application.workspace import Workspace, remove_oldest
-from ncr_upload.domain.admission import DISK_SHORT, AdmissionLimits, Admit, Defer, decide, find_misfit
+from ncr_upload.domain.admission import DISK_FULL, DISK_SHORT, AdmissionLimits, Admit, Defer, decide, find_misfit
 from ncr_upload.domain.errors import Deferred, Rejected
 from ncr_upload.domain.packages import PackageFile, PackageSize, PlannedFile
 
@@ -53,8 +52,6 @@ class Downloads:
         self._objects: Sequence[ObjectInfo] = []
         self._here: set[str] = set()
         self._taken: dict[str, Fetched] = {}
-        self._clearing = asyncio.Lock()
-        self._cleared = False
 
     async def prepare(self) -> int:
         """Look at every object and reserve room for them; how many seem to be here from an earlier attempt or in the cache.
@@ -137,27 +134,20 @@ class Downloads:
         if fetched is not None:
             self._on_bytes(fetched.size)
         else:
-            fetched = await self._download(found, turns, arrival)
+            try:
+                fetched = await self._store.fetch(
+                    planned.key, arrival.place, self._on_bytes, known=found, turns=turns, follower=arrival
+                )
+            except Deferred as deferred:
+                if deferred.code == DISK_FULL:  # by another program
+                    await asyncio.to_thread(self._cache.clear)
+                raise
             entry = describe(self._store.source, planned.key, fetched, arrival.place)
             self._workspace.note(planned.key, fetched, entry)
         file = PackageFile(planned.key, planned.target, fetched.size, fetched.sha256, fetched.crc32, fetched.etag)
         local = LocalFile(file, arrival.place)
         arrival.become(local)
         return local
-
-    async def _download(self, found: ObjectInfo, turns: Turns, arrival: Arrival) -> Fetched:
-        """If the disk turns out to be full, the cache goes, and the object is fetched once more."""
-        fetch = partial(self._store.fetch, found.key, arrival.place, self._on_bytes, known=found, turns=turns, follower=arrival)
-        try:
-            return await fetch()
-        except Deferred as deferred:
-            if deferred.code != "disk_full":
-                raise
-            async with self._clearing:
-                self._cleared = await asyncio.to_thread(self._cache.clear) or self._cleared
-            if not self._cleared:
-                raise
-            return await fetch()
 
     async def _find(self, found: ObjectInfo, turns: Turns) -> Fetched | None:
         """The object, if it is here: from the attempt before, whose bytes are hashed again, or from the cache."""

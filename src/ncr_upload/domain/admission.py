@@ -7,6 +7,11 @@ from dataclasses import dataclass
 MEMORY_RETRY_SECONDS = 15
 DISK_RETRY_SECONDS = 60
 DISK_SHORT = "disk_short"
+"""Too little room for the job's files before any is fetched."""
+
+DISK_FULL = "disk_full"
+"""The disk took no more although there had been room."""
+
 SPARE_DISK_BYTES = 64 * 1024 * 1024
 """Kept free beside a job's own files: logs, the embedded database and other tenants of the disk need some."""
 
