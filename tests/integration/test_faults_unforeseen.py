@@ -60,6 +60,7 @@ def test_an_unforeseen_fault_is_logged_with_its_trace_and_ends_after_bounded_tri
     workplace.place(job_id, small)
     workplace.place(f"{job_id}-good", small)
     workplace.change(max_attempts=5, retry_base_seconds=1e-6)  # due again at once
+    workplace.change(download_cache_bytes=0)  # what the good job has fetched would be there for the bad one
     (bad,), (good,) = workplace.submit(job_id), workplace.submit(f"{job_id}-good")
     lines = run_worker(workplace, place, f"!{bad.task_id}", good.task_id, *[f"!{bad.task_id}"] * 4)
     traces = [line for line in lines if line["level"] == "error"]

@@ -80,7 +80,7 @@ _OF_WORKERS: dict[str, tuple[str, Any]] = {
     "resident_bytes": ("The worker with its children.", lambda report: report.resident_bytes),
     "memory_used_bytes": ("Of the worker's container or host.", lambda report: report.memory.used),
     "memory_total_bytes": ("Of the worker's container or host.", lambda report: report.memory.total),
-    "free_disk_bytes": ("Where its WORK_DIR is.", lambda report: report.free_disk_bytes),
+    "free_disk_bytes": ("Where its WORK_DIR is; its cache of downloads counts as free.", lambda report: report.free_disk_bytes),
     "capacity": ("Jobs at once it has room for now.", lambda report: report.room.capacity),
     "configured": ("Jobs at once it is set to.", lambda report: report.room.configured),
 }

@@ -389,7 +389,7 @@ class WorkerMemory(BaseModel):
     total_bytes: int
     used_percent: float
     source: str
-    free_disk_bytes: int = Field(description="Where WORK_DIR is.")
+    free_disk_bytes: int = Field(description="Where WORK_DIR is, and what the cache of downloads there would make room for.")
     capacity: int = Field(description="Jobs at once it has room for now.")
     configured: int = Field(description="Jobs at once it is set to.")
 
