@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import random
@@ -108,6 +109,23 @@ async def test_unzip_finds_no_error_in_it(
         assert {name: made.read(name) for name in made.namelist()} == CONTENTS
 
 
+@pytest.mark.parametrize(
+    ("zip32_max_bytes", "digest"),
+    [
+        (zip_archive.ZIP32_MAX_BYTES, "22a5195f0fa4cfa00ebfacca75088a9fd57e5805200060a5314e27fd04e485c5"),
+        (5000, "0756b6780d21bb291d890f863ebbad40324d6b92e51fdd62128cc96b4ae2296b"),
+    ],
+    ids=["zip32", "zip64 from the second entry on"],
+)
+async def test_the_bytes_are_those_that_earlier_versions_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip32_max_bytes: int, digest: str
+) -> None:
+    """Of stored entries: what deflate makes is zlib's affair."""
+    monkeypatch.setattr(zip_archive, "ZIP32_MAX_BYTES", zip32_max_bytes)
+    files = write_package(tmp_path / "stored", {"S/S.glb": bytes(range(250)) * 16, "S/ü.PNG": b"two" * 999, "S/e.jpg": b""})
+    assert hashlib.sha256(await archive(files)).hexdigest() == digest
+
+
 READ_ALL = """
 const fs = require('fs'), zlib = require('zlib');
 const bytes = fs.readFileSync(process.argv[1]); const found = {};
@@ -177,6 +195,24 @@ async def test_a_large_or_uncompressed_file_enters_the_zip_while_it_arrives(
         assert b"".join(made) == whole, "the same bytes as from a file that was there"
         with zipfile.ZipFile(io.BytesIO(whole)) as read:
             assert read.read(local.file.target) == CONTENTS[local.file.target]
+
+
+@pytest.mark.parametrize(("target", "reached"), [("S/b.png", 0), ("S/b.obj", 0), ("S/b.obj", 1)])
+async def test_what_is_made_is_not_held_back_while_a_file_is_waited_for(tmp_path: Path, target: str, reached: int) -> None:
+    (first,) = write_package(tmp_path / "files", {"S/a.png": NOISE[:1000]})
+    (tmp_path / "growing").write_bytes(b"v")
+    growing = Arrival(target, 1000, tmp_path / "place")
+    growing.begin(tmp_path / "growing")
+    growing.reach(reached)
+
+    async def arriving() -> AsyncIterator[Arrival]:
+        yield Arrival.of(first)
+        yield growing
+
+    chunks = ZipArchiver().stream(arriving())
+    async with asyncio.timeout(10):
+        assert NOISE[:1000] in await anext(chunks)
+    await chunks.aclose()  # type: ignore[attr-defined]
 
 
 async def test_a_failure_of_the_files_reaches_the_reader_of_the_zip(files: list[LocalFile]) -> None:
