@@ -18,11 +18,12 @@ from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application import download_cache
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.crash_points import CRASH_POINTS
+from ncr_upload.application.download_cache import DownloadCache, describe
 from ncr_upload.application.duties import run_duty
 from ncr_upload.application.janitor import JanitorOptions
 from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
-from ncr_upload.application.ports import CancelAnswer, Recording, StudioJob, Verdict
+from ncr_upload.application.ports import CancelAnswer, Fetched, Memory, Recording, StudioJob, Verdict
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import Deferred, DestinationParked, Rejected, Unavailable
@@ -684,6 +685,35 @@ def test_for_want_of_disk_what_other_tasks_keep_goes_before_a_job_is_deferred(wo
     worker.run()
     assert worker.task.status is Status.COMPLETED
     assert worker.nothing_left()
+
+
+def test_memory_that_only_the_cache_of_downloads_takes_defers_no_job(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(_: DownloadCache) -> None:
+        worker.host.figures = Memory(20, 100, "cgroup2")
+
+    worker.host.figures = Memory(90, 100, "cgroup2")
+    monkeypatch.setattr(DownloadCache, "forget_pages", forget)
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+
+
+def test_a_disk_that_is_full_all_of_a_sudden_costs_the_cache_of_downloads_and_no_attempt(worker: Worker) -> None:
+    file = worker.work_dir / "file"
+    worker.work_dir.mkdir()
+    file.write_bytes(b"x")
+    entry = describe("bucket", "key", Fetched(1, "a" * 64, 1, "etag"), file)
+    assert entry is not None
+    cached = worker.work_dir / download_cache.FOLDER / entry.name
+    cached.parent.mkdir()
+    file.rename(cached)
+
+    async def fill_up(*_: object, **__: object) -> Fetched:
+        raise Deferred("disk_full", "no room", "Make room.")
+
+    worker.store.fetch = fill_up  # type: ignore[method-assign]
+    worker.run()
+    assert (worker.task.status, worker.task.attempt) == (Status.PENDING, 0)
+    assert not cached.exists()
 
 
 def test_a_job_that_no_removal_makes_room_for_is_deferred_and_keeps_what_it_has(worker: Worker) -> None:

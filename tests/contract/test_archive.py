@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ncr_upload.adapters import zip_archive
 from ncr_upload.adapters.zip_archive import ZipArchiver
+from ncr_upload.adapters.zip_archive import archive as archiving
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import Rejected, Unavailable
@@ -100,7 +100,7 @@ async def test_unzip_finds_no_error_in_it(
     """`large` moves the border to zip64 down to where the package crosses it."""
     program = require("unzip")
     if large:
-        monkeypatch.setattr(zip_archive, "ZIP32_MAX_BYTES", 4_000_000)
+        monkeypatch.setattr(archiving, "ZIP32_MAX_BYTES", 4_000_000)
     path = tmp_path / "package.zip"
     write(path, await archive(files))
     done = await run(program, "-t", str(path))
@@ -112,7 +112,7 @@ async def test_unzip_finds_no_error_in_it(
 @pytest.mark.parametrize(
     ("zip32_max_bytes", "digest"),
     [
-        (zip_archive.ZIP32_MAX_BYTES, "22a5195f0fa4cfa00ebfacca75088a9fd57e5805200060a5314e27fd04e485c5"),
+        (archiving.ZIP32_MAX_BYTES, "22a5195f0fa4cfa00ebfacca75088a9fd57e5805200060a5314e27fd04e485c5"),
         (5000, "0756b6780d21bb291d890f863ebbad40324d6b92e51fdd62128cc96b4ae2296b"),
     ],
     ids=["zip32", "zip64 from the second entry on"],
@@ -121,7 +121,7 @@ async def test_the_bytes_are_those_that_earlier_versions_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip32_max_bytes: int, digest: str
 ) -> None:
     """Of stored entries: what deflate makes is zlib's affair."""
-    monkeypatch.setattr(zip_archive, "ZIP32_MAX_BYTES", zip32_max_bytes)
+    monkeypatch.setattr(archiving, "ZIP32_MAX_BYTES", zip32_max_bytes)
     files = write_package(tmp_path / "stored", {"S/S.glb": bytes(range(250)) * 16, "S/ü.PNG": b"two" * 999, "S/e.jpg": b""})
     assert hashlib.sha256(await archive(files)).hexdigest() == digest
 
@@ -173,7 +173,7 @@ async def test_the_first_bytes_leave_before_the_last_file_has_arrived(files: lis
 async def test_a_large_or_uncompressed_file_enters_the_zip_while_it_arrives(
     files: list[LocalFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zip_archive, "LARGE_BYTES", 2_000_000)
+    monkeypatch.setattr(archiving, "LARGE_BYTES", 2_000_000)
     for local in (files[0], files[1]):
         whole = await archive([local])
         growing = Arrival(local.file.target, local.file.size, local.path.with_name("its place"))

@@ -142,7 +142,8 @@ class DownloadCache:
         return sum(entry.size for entry in self._oldest(self._entries()))
 
     def forget_pages(self) -> None:
-        """Let the kernel drop what it keeps of these files in memory: read twice, it counts as used until memory is short."""
+        """Let the kernel drop what it keeps of these files in memory: read twice, it counts as used until memory is short. What
+        is not on the disk yet begins to be written, and is dropped the next time."""
         for entry in self._oldest(self._entries()):
             with suppress(OSError):
                 file = os.open(self.folder / entry.name, os.O_RDONLY)

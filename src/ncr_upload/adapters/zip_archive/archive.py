@@ -3,7 +3,7 @@
 Reproducible: entries in the order given, the first date a zip can hold, fixed permissions, no extra fields. Entries of
 compressed types are stored, with size and CRC in front, so each waits until its file is whole; the rest are deflated, with a
 data descriptor behind, while their files arrive. So are compressed ones of LARGE_BYTES or more, in deflate's stored blocks.
-Zip64 is used from the entry on that could need it, which sizes alone decide. The records are made in `zip_format.py`.
+Zip64 is used from the entry on that could need it, which sizes alone decide. The records are made in `records.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from isal import isal_zlib
 
-from ncr_upload.adapters.zip_format import DEFLATED, STORED, Record, directory
+from ncr_upload.adapters.zip_archive.records import DEFLATED, STORED, Record, directory
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.domain.errors import PackageChanged
 from ncr_upload.domain.packages import PackageFile
