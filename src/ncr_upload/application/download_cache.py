@@ -18,6 +18,9 @@ FOLDER = ".downloads"
 """Below WORK_DIR."""
 
 MAX_ENTRIES = 10_000
+DOTS = 5
+"""In an entry's name."""
+
 LEFT_AFTER_TRIM = 0.9
 """Of what is allowed: so that a full cache is not sorted for every job."""
 
@@ -80,46 +83,49 @@ class DownloadCache:
 
     def take(self, source: str, objects: Sequence[tuple[ObjectInfo, Path]]) -> dict[str, Fetched]:
         """Link each of the objects that is here to its place; by key, what was put there. None may be written into."""
-        known = {entry.ident: entry for entry in self._entries()} if self._limit_bytes else {}
+        names = {_ident_of(name): name for name in self._names()} if self._limit_bytes else {}
         taken = {}
-        for found, place in objects:
-            entry = known.get(_identify(source, found)) if known else None
+        for found, place in objects if names else ():
+            entry = Entry.parse(names.get(_identify(source, found), ""))
             if entry is not None and self._link(entry, place):
                 taken[found.key] = Fetched(entry.size, entry.sha256, entry.crc32, found.etag)
         return taken
 
     def adopt(self, files: Iterable[tuple[Path, Entry]]) -> None:
         """Move finished downloads in here, but for those that were touched since and those that are here already."""
-        if not self._limit_bytes:
+        new = list(files) if self._limit_bytes else []
+        if not new:
             return
         with suppress(OSError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            known = {entry.ident for entry in self._entries()}
-            for path, entry in files:
-                with suppress(OSError):
-                    if entry.ident not in known and entry.is_untouched(path.stat()):
-                        path.chmod(0o400)
-                        self._mark_used(path, entry)
-                        path.rename(self.folder / entry.name)
+        known = {_ident_of(name) for name in self._names()}
+        for path, entry in new:
+            with suppress(OSError):
+                if entry.ident not in known and entry.is_untouched(path.stat()):
+                    path.chmod(0o400)
+                    self._mark_used(path, entry)
+                    path.rename(self.folder / entry.name)
         self.trim()
 
     def remove(self, source: str, found: ObjectInfo) -> None:
         """Whatever is here of that object."""
         ident = _identify(source, found)
-        for entry in self._entries():
-            if entry.ident == ident:
-                self._unlink(entry.name)
+        for name in self._names():
+            if _ident_of(name) == ident:
+                self._unlink(name)
 
     def trim(self) -> list[str]:
         """Remove the least recently used until the rest is within the limit, leaves at least as much of the disk free as it
-        takes, and is not too many; their names. Strangers go too."""
-        entries = self._entries(remove_others=True)
-        held, count = sum(entry.size for entry in entries), len(entries)
+        takes, and is not too many; their names."""
+        names = self._names()
+        held, count = _size_of(names), len(names)
+        if not names:
+            return []
         allowed, allowed_count = self._allow(held, count)
         if held <= allowed and count <= allowed_count:
             return []
         removed = []
-        for entry in self._oldest(entries):
+        for entry in self._oldest():
             if held <= allowed * LEFT_AFTER_TRIM and count <= allowed_count * LEFT_AFTER_TRIM:
                 break
             held, count = held - entry.size, count - 1
@@ -129,7 +135,7 @@ class DownloadCache:
 
     def make_room(self) -> Iterator[str]:
         """Remove one a step, the least recently used first; their names."""
-        for entry in self._oldest(self._entries()):
+        for entry in self._oldest():
             self._unlink(entry.name)
             yield entry.name
 
@@ -137,14 +143,14 @@ class DownloadCache:
         """Remove all that nobody uses; whether there was anything."""
         return len(list(self.make_room())) > 0
 
-    def evictable_bytes(self) -> int:
-        """So much of the disk is free as soon as somebody needs it."""
-        return sum(entry.size for entry in self._oldest(self._entries()))
+    def held_bytes(self) -> int:
+        """So much of the disk is free as soon as somebody needs it, but for what running jobs use."""
+        return _size_of(self._names())
 
     def forget_pages(self) -> None:
         """Let the kernel drop what it keeps of these files in memory: read twice, it counts as used until memory is short. What
         is not on the disk yet begins to be written, and is dropped the next time."""
-        for entry in self._oldest(self._entries()):
+        for entry in self._oldest():
             with suppress(OSError):
                 file = os.open(self.folder / entry.name, os.O_RDONLY)
                 try:
@@ -153,9 +159,8 @@ class DownloadCache:
                     os.close(file)
 
     def __str__(self) -> str:
-        entries = self._entries()
-        held = sum(entry.size for entry in entries) / 1e9
-        return f"{len(entries)} downloads kept, {held:.1f} of {self._limit_bytes / 1e9:g} GB"
+        names = self._names()
+        return f"{len(names)} downloads kept, {_size_of(names) / 1e9:.1f} of {self._limit_bytes / 1e9:g} GB"
 
     def _link(self, entry: Entry, place: Path) -> bool:
         path = self.folder / entry.name
@@ -184,28 +189,23 @@ class DownloadCache:
         files = (free_files.f_favail + count) // 2 if free_files.f_files else MAX_ENTRIES
         return min(self._limit_bytes, (free_bytes + held) // 2), min(MAX_ENTRIES, files)
 
-    def _entries(self, remove_others: bool = False) -> list[Entry]:
+    def _names(self) -> list[str]:
+        """Of the entries."""
         try:
-            names = [path.name for path in self.folder.iterdir()]
+            with os.scandir(self.folder) as found:
+                return [each.name for each in found if each.name.count(".") == DOTS]
         except OSError:
             return []
-        entries = []
-        for name in names:
-            entry = Entry.parse(name)
-            if entry is not None:
-                entries.append(entry)
-            elif remove_others:
-                self._unlink(name)
-        return entries
 
-    def _oldest(self, entries: Sequence[Entry]) -> list[Entry]:
+    def _oldest(self) -> list[Entry]:
         """Those that nobody uses, the least recently used first."""
         idle = []
-        for entry in entries:
-            with suppress(OSError):
-                file = (self.folder / entry.name).stat()
-                if file.st_nlink == 1:
-                    idle.append((file.st_atime_ns, entry.name, entry))
+        for entry in map(Entry.parse, self._names()):
+            if entry is not None:
+                with suppress(OSError):
+                    file = (self.folder / entry.name).stat()
+                    if file.st_nlink == 1:
+                        idle.append((file.st_atime_ns, entry.name, entry))
         return [entry for _, _, entry in sorted(idle, key=lambda each: each[:2])]
 
     def _unlink(self, name: str) -> None:
@@ -217,6 +217,15 @@ def _identify(source: str, found: ObjectInfo) -> str:
     if not _tells_apart(found.etag):
         return ""
     return hashlib.blake2b(json.dumps([source, found.key, found.size, found.etag]).encode(), digest_size=16).hexdigest()
+
+
+def _ident_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _size_of(names: Sequence[str]) -> int:
+    """Of whole entries, by their names alone: there may be thousands."""
+    return sum(int(size) for _, size, _ in (name.split(".", 2) for name in names) if size.isdecimal())
 
 
 def _tells_apart(etag: str) -> bool:

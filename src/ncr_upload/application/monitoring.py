@@ -29,7 +29,7 @@ def observe(
     """How the worker and its host are now; what the cache would make room for counts as free. Raises `Unavailable` when the
     disk cannot be read."""
     memory, resident = host.memory(), host.process_memory(children=True)
-    free_disk = host.free_disk(work_dir) + cache.evictable_bytes()
+    free_disk = host.free_disk(work_dir) + cache.held_bytes()
     capacity = plan_capacity(
         used_bytes=memory.used,
         total_bytes=memory.total,

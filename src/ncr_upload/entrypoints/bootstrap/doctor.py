@@ -205,5 +205,5 @@ def _check_work_dir(settings: Settings) -> Iterator[str | Doubt]:
     told = f"{folder.absolute()} can be written, {free / 1024**3:.1f} GiB free"
     step = "Jobs wait for room when a package does not fit: free space or point WORK_DIR at a larger disk."
     cache = make_cache(settings)
-    yield Doubt(told, step) if free + cache.evictable_bytes() < LITTLE_DISK_BYTES else told
+    yield Doubt(told, step) if free + cache.held_bytes() < LITTLE_DISK_BYTES else told
     yield str(cache)
