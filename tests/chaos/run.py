@@ -8,7 +8,8 @@ destination, in the studio's tables, in the ledger and on the disks against what
   duplicated         published or recorded more than once
   partially visible  the observer saw a final folder that held no whole version of its job
   stuck              not ended within the bound after every fault had healed
-  leaked             workspaces (not the cache of downloads), staging folders, leases, temporary files, Redis keys without an expiry, once all is quiet
+  leaked             workspaces (not the cache of downloads), staging folders, leases, temporary files, Redis keys without an
+                     expiry, once all is quiet
 
 It ends with 0 only if all five are 0. The seed is printed first; the same seed gives the same jobs and the same faults at
 the same places of the schedule (processes keep their own timing, so a rare race may need several runs).
