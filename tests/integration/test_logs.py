@@ -62,6 +62,18 @@ def test_text_has_no_colour_codes_off_a_terminal(capsys: pytest.CaptureFixture[s
     assert "\x1b" not in written
 
 
+def test_a_trace_in_text_shows_no_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    password = "s3cr3t-" * 20
+    set_up(log_format="text", sftp_password=SecretStr(password))
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        structlog.stdlib.get_logger().exception("broke")
+    written = capsys.readouterr().err
+    assert "ValueError: odd" in written
+    assert "s3cr3t" not in written.replace(__file__, "").replace('"s3cr3t-" * 20', "")
+
+
 def test_below_the_level_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     set_up(log_level="WARNING")
     structlog.stdlib.get_logger().info("quiet")
@@ -90,3 +102,9 @@ def test_no_secret_of_the_settings_is_written(capsys: pytest.CaptureFixture[str]
     written = capsys.readouterr().err
     assert written.count("***") == 5
     assert "pw" not in written.replace("password", "")
+
+
+def test_the_password_of_a_database_url_is_hidden_as_the_driver_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up(database_url=SecretStr("postgresql+psycopg://ann:db/pw-1@db/ncr"))
+    structlog.stdlib.get_logger().info("connect to postgresql+psycopg://ann:db/pw-1@db/ncr")
+    assert "pw" not in capsys.readouterr().err

@@ -6,10 +6,11 @@ import json
 import logging
 import sys
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import structlog
 from pydantic import SecretStr
+from sqlalchemy import make_url
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ncr_upload.entrypoints.settings import Settings
@@ -90,7 +91,7 @@ def secrets_of(settings: Settings) -> frozenset[str]:
 def _forms(name: str, secret: str) -> set[str]:
     """The secret as it is, as a URL writes it and as JSON does."""
     if name == "database_url":  # the URL itself is no secret, its password is
-        secret = unquote(urlsplit(secret).password or "")
+        secret = make_url(secret).password or ""
     if name == "flower_basic_auth":
         secret = secret.partition(":")[2]
     return {secret, quote(secret, safe=""), json.dumps(secret, ensure_ascii=False)[1:-1]}
@@ -99,7 +100,9 @@ def _forms(name: str, secret: str) -> set[str]:
 def _renderers(settings: Settings) -> list[Processor]:
     if settings.log_format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # Without rich's traces: they show every local variable, wrapped so that no secret in them is found again.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
 
 def _drop_colour_copy(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
