@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from ncr_upload.entrypoints.settings import Settings
+from ncr_upload.entrypoints.settings import Settings, SettingsInvalid, load_settings
 
 SAMPLE = Path(__file__).parents[2] / "env_sample"
 COMPOSE = SAMPLE.with_name("docker-compose.yml")
@@ -70,3 +70,32 @@ def test_the_database_url_is_made_from_its_parts_with_the_password_escaped() -> 
 def test_an_unknown_time_zone_is_refused_by_name() -> None:
     with pytest.raises(ValidationError, match="timezone"):
         Settings(timezone="Mars/Olympus")
+
+
+@pytest.mark.parametrize("name", ["API_PORT", "REDIS_PORT", "DB_PORT", "SFTP_PORT", "FLOWER_PORT"])
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_a_port_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, port: str) -> None:
+    assert _refusal(monkeypatch, **{name: port}).startswith(f"invalid settings: {name}: ")
+
+
+@pytest.mark.parametrize("url", ["hunter2", "mysql+pymysql://u:hunter2@h:33o6/d", "://hunter2"])
+def test_a_database_url_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    told = _refusal(monkeypatch, DATABASE_URL=url)
+    assert told.startswith("invalid settings: DATABASE_URL: is no URL of a database; write it as mysql+pymysql://")
+    assert "hunter2" not in told
+    assert "33o6" not in told
+
+
+def test_a_lease_that_would_run_out_before_it_is_renewed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "LEASE_RENEW_SECONDS: must be at most half of LEASE_SECONDS, 2" in _refusal(monkeypatch, LEASE_SECONDS="4")
+    assert Settings(lease_seconds=4, lease_renew_seconds=2).lease_renew_seconds == 2
+
+
+def _refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    """What is said of these settings."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings()
+    return str(refused.value)

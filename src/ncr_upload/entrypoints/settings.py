@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class Anonymous(StrEnum):
@@ -24,6 +26,9 @@ class Anonymous(StrEnum):
     NONE = "none"
 
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class Settings(BaseSettings):
     """Settings by the names of their environment variables, in lower case."""
 
@@ -31,7 +36,7 @@ class Settings(BaseSettings):
 
     # API
     api_host: str = "0.0.0.0"  # noqa: S104 - reachable from outside by design; see api_anonymous
-    api_port: int = 8001
+    api_port: Port = 8001
     api_key: SecretStr | None = Field(None, description="Callers send it as X-API-Key.")
     api_anonymous: Anonymous = Field(Anonymous.LOOPBACK, description="Who needs no key: loopback, all or none.")
     api_reload: bool = Field(False, description="Restart the API when its code changes (development).")
@@ -44,7 +49,7 @@ class Settings(BaseSettings):
 
     # Redis
     redis_host: str = "localhost"
-    redis_port: int = 6380
+    redis_port: Port = 6380
     redis_db: int = 0
     redis_password: SecretStr | None = None
     redis_tls: bool = False
@@ -53,7 +58,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; instead of the DB_* parts.")
     db_type: Literal["sqlite", "mysql", "postgresql"] = "sqlite"
     db_host: str = "localhost"
-    db_port: int | None = None
+    db_port: Port | None = None
     db_name: str | None = None
     db_user: str | None = None
     db_password: SecretStr | None = None
@@ -91,7 +96,7 @@ class Settings(BaseSettings):
 
     # Destination
     sftp_host: str | None = None
-    sftp_port: int = 22
+    sftp_port: Port = 22
     sftp_username: str | None = None
     sftp_password: SecretStr | None = None
     sftp_private_key: Path | None = Field(None, description="File with the private key.")
@@ -159,7 +164,7 @@ class Settings(BaseSettings):
 
     # Flower
     flower_host: str | None = Field(None, description="Default: 127.0.0.1, or every address once FLOWER_BASIC_AUTH is set.")
-    flower_port: int = 5555
+    flower_port: Port = 5555
     flower_basic_auth: SecretStr | None = Field(None, description="user:password")
 
     # Logs
@@ -194,6 +199,28 @@ class Settings(BaseSettings):
             raise ValueError(f"no time zone is called '{value}'; use a name such as America/New_York") from error
         return value
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refused here without a word of it: what the driver says of a URL it cannot read may show the password."""
+        if value is None:
+            return None
+        try:
+            make_url(value.get_secret_value())
+        except (ArgumentError, ValueError):
+            example = "mysql+pymysql://user:password@host:3306/name, with %40 for an @ in the password"
+            raise ValueError(f"is no URL of a database; write it as {example}") from None
+        return value
+
+    @field_validator("lease_renew_seconds")
+    @classmethod
+    def _renewed_in_time(cls, value: float, info: ValidationInfo) -> float:
+        """A worker that says too late that it is alive loses every longer job to the next one, which loses it too."""
+        lease_seconds = info.data.get("lease_seconds")
+        if lease_seconds is not None and value > lease_seconds / 2:
+            raise ValueError(f"must be at most half of LEASE_SECONDS, {lease_seconds / 2:g}")
+        return value
+
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL, password included: never log it."""
         if self.database_url is not None:
@@ -221,5 +248,5 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" for item in error.errors()]
+        lines = [f"{item['loc'][0]}".upper() + f": {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
         raise SettingsInvalid(f"invalid settings: {'; '.join(lines)}. See env_sample.") from error
