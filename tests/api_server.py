@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatistics, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.domain.jobs import Claim, Task
+from ncr_upload.entrypoints.api.protocol import ProblemProtocol
 from ncr_upload.entrypoints.settings import Settings
 
 JOB: dict[str, Any] = {"job_id": "job-1", "username": "ann", "campaign": "spring", "row_id": 7}
@@ -45,7 +46,9 @@ def serve(app: FastAPI) -> Iterator[httpx.Client]:
         listener.listen(128)  # a request waits for the server to be up instead of being refused
         port = listener.getsockname()[1]
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, timeout_keep_alive=60)
+            uvicorn.Config(
+                app, http=ProblemProtocol, log_config=None, access_log=False, proxy_headers=False, timeout_keep_alive=60
+            )
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -92,4 +95,5 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, 
     assert body["type"]
     assert body["title"]
     assert body["detail"]
+    assert body["next_step"]
     return body

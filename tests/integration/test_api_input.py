@@ -148,6 +148,61 @@ def test_an_unknown_address_and_a_wrong_method_are_problems(site: Site) -> None:
     assert answer.headers["allow"] == "POST"
 
 
+def test_head_is_answered_as_get_without_the_body(site: Site) -> None:
+    task_id = site.submit()
+    for path in ("/", "/livez", "/health", f"/job-status/{task_id}", "/jobs/active"):
+        whole, head = site.http.get(path), site.http.head(path)
+        assert (path, head.status_code, head.content) == (path, whole.status_code, b"")
+        assert head.headers["content-length"] == str(len(whole.content))
+    assert site.http.head("/process-job").status_code == 405
+    assert assert_problem(site.http.put("/health"), 405, "method_not_allowed")["detail"].endswith("GET, HEAD is.")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"get / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /process-job HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["tls", "method", "length", "address"],
+)
+def test_what_is_no_http_is_answered_with_a_problem_too(site: Site, sent: bytes) -> None:
+    url = site.http.base_url
+    with socket.create_connection((url.host, url.port or 0), timeout=20) as connection:
+        connection.sendall(sent)
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head
+    told = json.loads(body)
+    assert told["code"] == "malformed_request"
+    assert "TLS" in told["next_step"]
+
+
+def test_an_unknown_id_is_named_and_what_an_old_one_may_be(site: Site) -> None:
+    never = "5f3c0a6e-4f0e-4c1e-9d2b-2b7f5c1c7a90"
+    for given in (never, "x", "a" * 3000, "%00"):
+        task = assert_problem(site.http.get(f"/job-status/{given}"), 404, "task_unknown")
+        assert given[:100] in task["detail"].replace("\N{REPLACEMENT CHARACTER}", "%00")
+        assert "HISTORY_DAYS" in task["next_step"]
+        assert "HISTORY_DAYS" in assert_problem(site.http.get(f"/batch-status/{given}"), 404, "batch_unknown")["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "told"),
+    [
+        ("/process-job", [], "body: must be a JSON object"),
+        ("/process-job", JOB | {"rowid": 7}, "rowid: is no field of this request"),
+        ("/process-batch", JOB, "body: must be a JSON list"),
+        ("/process-batch", [], "body: has 0 items, and needs 1 at least"),
+        ("/process-batch", [7], "[0]: must be a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_of_json(site: Site, path: str, sent: Any, told: str) -> None:
+    assert assert_problem(site.http.post(path, json=sent), 422, "invalid_request")["detail"].startswith(told)
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [

@@ -47,6 +47,7 @@ def serve(settings: Settings, *, reload: bool) -> None:
     options: dict[str, Any] = {
         "host": settings.api_host,
         "port": settings.api_port,
+        "http": "ncr_upload.entrypoints.api.protocol:ProblemProtocol",
         "log_config": None,
         "access_log": False,
         "timeout_graceful_shutdown": 10,

@@ -34,7 +34,7 @@ from ncr_upload.domain.names import ISSUED_ID
 from ncr_upload.entrypoints.api import models
 from ncr_upload.entrypoints.api.access import documented
 from ncr_upload.entrypoints.api.context import In
-from ncr_upload.entrypoints.api.problems import ProblemFound, document
+from ncr_upload.entrypoints.api.problems import ProblemFound, document, shown
 
 router = APIRouter(dependencies=[documented])
 
@@ -166,10 +166,10 @@ async def process_batch(
     summary="Status of a task",
 )
 async def job_status(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
-    """Where a task is, with live progress. Answers for every job ever accepted; 404 only for an id never issued."""
+    """Where a task is, with live progress. Answers for every job ever accepted, until HISTORY_DAYS after its end."""
     view = await queries.read_task(api.ports, task_id) if _is_issued(task_id, request, "task_id") else None
     if view is None:
-        raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+        raise _unknown_task(task_id)
     return view
 
 
@@ -203,7 +203,7 @@ async def job_history(task_id: TaskId, request: Request, api: In) -> dict[str, A
     """Every attempt, stage, cause and actor of a task, oldest first."""
     history = await queries.read_history(api.ports, task_id) if _is_issued(task_id, request, "task_id") else None
     if history is None:
-        raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+        raise _unknown_task(task_id)
     return history
 
 
@@ -234,7 +234,7 @@ async def cancel_job(task_id: TaskId, request: Request, api: In) -> dict[str, An
             next_step = "Nothing to do: see its history."
             raise ProblemFound("already_ended", "The task has already ended.", task_id=task_id, next_step=next_step)
         case None:
-            raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+            raise _unknown_task(task_id)
 
 
 @router.post(
@@ -251,7 +251,7 @@ async def retry_job(task_id: TaskId, request: Request, api: In) -> dict[str, Any
     known = _is_issued(task_id, request, "task_id")
     answer = await api.ports.lanes.submit.run(lambda: submit_again(task_id, api.submits, api.limits)) if known else None
     if answer is None:
-        raise ProblemFound("task_unknown", "No task with this id was ever issued.")
+        raise _unknown_task(task_id)
     if isinstance(answer, NotRetried):
         next_step = "Nothing to do: the package is at the destination."
         raise ProblemFound("already_ended", "The task was delivered.", task_id=task_id, next_step=next_step)
@@ -275,7 +275,7 @@ async def batch_status(
     if known:
         view = await queries.read_batch(api.ports, batch_id, limit=limit, cursor=cursor, timeout_seconds=timeout_seconds)
     if view is None:
-        raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
+        raise _unknown_batch(batch_id)
     return view
 
 
@@ -293,7 +293,7 @@ async def cancel_batch(batch_id: BatchId, request: Request, api: In) -> dict[str
     known = _is_issued(batch_id, request, "batch_id")
     answers = await ports.lanes.submit.run(lambda: ports.ledger.cancel_batch(batch_id)) if known else None
     if answers is None:
-        raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
+        raise _unknown_batch(batch_id)
     cancelled, cancelling = answers.get(CancelAnswer.CANCELLED, 0), answers.get(CancelAnswer.REQUESTED, 0)
     total = sum(answers.values())
     return {
@@ -320,7 +320,7 @@ async def retry_failed(batch_id: BatchId, request: Request, api: In) -> dict[str
     known = _is_issued(batch_id, request, "batch_id")
     answer = await api.ports.lanes.submit.run(lambda: submit_failed_again(batch_id, api.submits, api.limits)) if known else None
     if answer is None:
-        raise ProblemFound("batch_unknown", "No batch with this id was ever issued.")
+        raise _unknown_batch(batch_id)
     if isinstance(answer, NothingFailed):
         next_step = "Nothing to do; see the batch's status."
         raise ProblemFound("nothing_failed", "No job of the batch has failed.", batch_id=batch_id, next_step=next_step)
@@ -350,6 +350,14 @@ def _describe(task: Task) -> dict[str, Any]:
         "message": task.message,
         "timestamp": iso_time(task.created_at),
     }
+
+
+def _unknown_task(task_id: str) -> ProblemFound:
+    return ProblemFound("task_unknown", f"There is no task '{shown(task_id)}'.")
+
+
+def _unknown_batch(batch_id: str) -> ProblemFound:
+    return ProblemFound("batch_unknown", f"There is no batch '{shown(batch_id)}'.")
 
 
 def _is_issued(identity: str, request: Request, name: str) -> bool:

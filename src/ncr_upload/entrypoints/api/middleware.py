@@ -47,7 +47,7 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(_as_get(scope), receive, watch)
         except Exception:
             reference = uuid.uuid4().hex[:12]
             log.exception("unexpected error", reference=reference, method=scope["method"], path=scope["path"])
@@ -65,6 +65,11 @@ class RequestLog:
         facts |= {name: scope["state"][name] for name in ("task_id", "batch_id") if name in scope.get("state", {})}
         write = log.debug if is_quiet else log.info
         write("request", **facts)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """A HEAD (most uptime checks) is answered as the GET would be: the server itself leaves out the body."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 class BodyLimit:

@@ -19,12 +19,23 @@ TYPE_PREFIX = "urn:ncr-upload:problem:"
 ERRORS_SHOWN = 100
 TEXT_SHOWN = 300
 RETRY_AFTER_SECONDS = 5
-NOT_THE_JSON_ASKED_FOR = frozenset({"model_attributes_type", "list_type"})
+ADDRESSES = "GET /docs shows every address, and what may be sent there."
+WORDS = {
+    "extra_forbidden": "is no field of this request",
+    "list_type": "must be a JSON list",
+    "missing": "is missing",
+    "model_attributes_type": "must be a JSON object",
+    "too_long": "has {actual_length} items, and may have {max_length} at most",
+    "too_short": "has {actual_length} items, and needs {min_length} at least",
+}
+"""What is said of a field, where the library's own words are for its programmers."""
+NOT_THE_JSON_ASKED_FOR = frozenset({"missing", "model_attributes_type", "list_type"})
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of problem: its stable code, HTTP status and title, and an example for the documentation."""
+    """A kind of problem: its stable code, HTTP status and title, and an example for the documentation, whose `next_step` is
+    told wherever the problem is raised without one of its own."""
 
     code: str
     status: int
@@ -41,10 +52,35 @@ _KINDS = (
         "This request needs the API key.",
         {"next_step": "Send the header X-API-Key with the value of API_KEY."},
     ),
-    Kind("not_found", 404, "No such address", "There is nothing at /nowhere.", {}),
-    Kind("task_unknown", 404, "No such task", "No task with this id was ever issued.", {}),
-    Kind("batch_unknown", 404, "No such batch", "No batch with this id was ever issued.", {}),
-    Kind("method_not_allowed", 405, "Method not allowed", "GET is not answered here.", {}),
+    Kind(
+        "malformed_request",
+        400,
+        "Not HTTP",
+        "What was sent cannot be read as an HTTP request.",
+        {"next_step": "Send HTTP/1.1 without TLS, with an address below 64 KiB and one Content-Length that is right."},
+    ),
+    Kind("not_found", 404, "No such address", "There is nothing at /nowhere.", {"next_step": ADDRESSES}),
+    Kind(
+        "task_unknown",
+        404,
+        "No such task",
+        "There is no task '0b9f4b1e'.",
+        {
+            "next_step": "Use a task_id as /process-job answered it; GET /jobs/active lists those that run. Tasks that ended "
+            "more than HISTORY_DAYS ago are forgotten."
+        },
+    ),
+    Kind(
+        "batch_unknown",
+        404,
+        "No such batch",
+        "There is no batch '9d1c2a52'.",
+        {
+            "next_step": "Use a batch_id as /process-batch answered it. Batches that ended more than HISTORY_DAYS ago are "
+            "forgotten."
+        },
+    ),
+    Kind("method_not_allowed", 405, "Method not allowed", "GET is not answered here; POST is.", {"next_step": ADDRESSES}),
     Kind(
         "already_running",
         409,
@@ -70,20 +106,32 @@ _KINDS = (
         "The package is being published.",
         {"next_step": "Follow the task: it ends within seconds."},
     ),
-    Kind("body_too_large", 413, "Request too large", "The body is larger than 16777216 bytes.", {}),
+    Kind(
+        "body_too_large",
+        413,
+        "Request too large",
+        "The body is larger than 16777216 bytes.",
+        {"next_step": "Split the batch; nothing was accepted."},
+    ),
     Kind(
         "invalid_request",
         422,
         "Bad input",
-        "username: Field required",
-        {"errors": [{"field": "username", "message": "Field required"}]},
+        "username: is missing",
+        {
+            "errors": [{"field": "username", "message": "is missing"}],
+            "next_step": "Correct what is named and send it again; GET /docs shows each request. Nothing was accepted.",
+        },
     ),
     Kind(
         "duplicate_jobs",
         422,
         "A job is named twice",
         "[0].job_id and [2].job_id are both 'job-1'.",
-        {"errors": [{"field": "[2].job_id", "message": "[0].job_id and [2].job_id are both 'job-1'."}]},
+        {
+            "errors": [{"field": "[2].job_id", "message": "[0].job_id and [2].job_id are both 'job-1'."}],
+            "next_step": "Name each job once and send the batch again. Nothing was accepted.",
+        },
     ),
     Kind(
         "idempotency_key_reused",
@@ -144,8 +192,9 @@ def problem(
     code: str, detail: str, *, kind: str | None = None, headers: dict[str, str] | None = None, **extra: Any
 ) -> JSONResponse:
     """The answer for a problem of `kind` (default: the kind named as its code). `extra` are further members;
-    `retry_after_seconds` among them is sent as the header Retry-After too."""
+    `retry_after_seconds` among them is sent as the header Retry-After too, and `next_step` is the kind's unless given."""
     known = KINDS[kind or code]
+    extra.setdefault("next_step", known.example["next_step"])
     headers = dict(headers or {})
     if "retry_after_seconds" in extra:
         headers["Retry-After"] = str(extra["retry_after_seconds"])
@@ -162,7 +211,7 @@ def unavailable_problem(error: Unavailable) -> JSONResponse:
 def internal_problem(reference: str) -> JSONResponse:
     """500: says where to look, nothing of what happened."""
     kind = KINDS["internal_error"]
-    return problem(kind.code, kind.detail, reference=reference, next_step=kind.example["next_step"])
+    return problem(kind.code, kind.detail, reference=reference)
 
 
 def render_problems(app: FastAPI) -> None:
@@ -196,37 +245,39 @@ def _http_problem(request: Request, error: HTTPException) -> JSONResponse:
     headers = dict(error.headers or {})
     match error.status_code:
         case 404:
-            return problem("not_found", f"There is nothing at {_shown(request.url.path)}.", headers=headers)
+            return problem("not_found", f"There is nothing at {shown(request.url.path)}.", headers=headers)
         case 405:
-            allowed = headers.get("Allow", "")
+            allowed = headers["Allow"] = headers.get("Allow", "").replace("GET", "GET, HEAD")
             return problem(
-                "method_not_allowed", f"{_shown(request.method)} is not answered here; {allowed} is.", headers=headers
+                "method_not_allowed", f"{shown(request.method)} is not answered here; {allowed} is.", headers=headers
             )
         case 413:
-            return problem("body_too_large", error.detail, headers=headers, next_step="Split the batch.")
+            return problem("body_too_large", error.detail, headers=headers)
         case _:  # the framework's only other one: 400, a body it cannot parse
-            return problem("invalid_request", "The body cannot be read as JSON.", headers=headers, errors=[])
+            unread = [{"field": "body", "message": "cannot be read as JSON in UTF-8"}]
+            return problem("invalid_request", "body: cannot be read as JSON in UTF-8", headers=headers, errors=unread)
 
 
 def too_large_problem(limit_bytes: int) -> JSONResponse:
     """413; the connection ends too, since the rest of the body is not read."""
     detail = f"The body is larger than {limit_bytes} bytes."
-    return problem("body_too_large", detail, headers={"Connection": "close"}, next_step="Split the batch.")
+    return problem("body_too_large", detail, headers={"Connection": "close"})
 
 
 def _invalid_problem(errors: Sequence[Any]) -> JSONResponse:
-    shown = [{"field": _field(error), "message": _shown(_words(error))} for error in errors[:ERRORS_SHOWN]]
-    first = "; ".join(f"{error['field']}: {error['message']}" for error in shown[:3])
+    fields = [{"field": _field(error), "message": shown(_words(error))} for error in errors[:ERRORS_SHOWN]]
+    first = "; ".join(f"{error['field']}: {error['message']}" for error in fields[:3])
     more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
-    return problem("invalid_request", first + more, errors=shown)
+    return problem("invalid_request", first + more, errors=fields)
 
 
 def _words(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"not JSON at character {error['loc'][-1]}: {error['ctx']['error']}"
+    words = WORDS.get(error["type"], "").format_map(error.get("ctx", {})) or str(error["msg"]).removeprefix("Value error, ")
     if len(error["loc"]) == 1 and error["type"] in NOT_THE_JSON_ASKED_FOR:
-        return f"{error['msg']}; sent with Content-Type: application/json"
-    return str(error["msg"]).removeprefix("Value error, ")
+        return f"{words}, sent with Content-Type: application/json"
+    return words
 
 
 def _field(error: Any) -> str:
@@ -235,10 +286,10 @@ def _field(error: Any) -> str:
     if error["type"] == "json_invalid" or not path:
         return str(where)
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return _shown(name.removeprefix("."))
+    return shown(name.removeprefix("."))
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text of the caller's as it may be sent back: printable (JSON cannot carry half a surrogate pair), not long."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:TEXT_SHOWN])
 
