@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ncr_upload.entrypoints.cli import main
+from ncr_upload.entrypoints.settings import load_settings
 from ncr_upload.migrations.apply import REVISIONS
 from ncr_upload.migrations.expanding import find_contractions, pending_revisions
 
@@ -44,3 +46,17 @@ def test_a_column_with_a_default_of_its_own_only_adds(tmp_path: Path) -> None:
 def test_the_pending_revisions_are_those_after_the_current_one() -> None:
     assert pending_revisions(None) == ALL
     assert pending_revisions("0001") == ALL[1:]
+
+
+def test_the_plan_names_each_migration_that_would_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'ncr.db'}")
+    load_settings.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        main(["db", "plan"])
+    load_settings.cache_clear()
+    assert ended.value.code == 0
+    first, *named = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"; {len(ALL)} migrations to run")
+    assert [name.strip() for name in named] == [path.stem for path in ALL]

@@ -233,6 +233,8 @@ def plan_upgrade() -> None:
         current, needed = records.read_revisions(load_settings())
     pending = pending_revisions(current)
     typer.echo(f"at {current or 'nothing'}; this release needs {needed}; {len(pending)} migrations to run")
+    for path in pending:
+        typer.echo(f"  {path.stem}")
     found = [f"{path.name}, {contraction}" for path in pending for contraction in find_contractions(path)]
     if found and current is not None:
         _stop(f"not expand-only: {'; '.join(found)}", code=1)
