@@ -240,7 +240,7 @@ async def test_a_growing_file_that_is_shorter_than_was_said_is_no_zip(
     files: list[LocalFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The object was replaced between the look at it and its download."""
-    monkeypatch.setattr(zip_archive, "LARGE_BYTES", 2_000_000)
+    monkeypatch.setattr(archiving, "LARGE_BYTES", 2_000_000)
     for local in (files[0], files[1]):
         growing = Arrival(local.file.target, local.file.size + 2_000_000, local.path)
 

@@ -155,7 +155,7 @@ def test_head_is_answered_as_get_without_the_body(site: Site) -> None:
         assert (path, head.status_code, head.content) == (path, whole.status_code, b"")
         assert head.headers["content-length"] == str(len(whole.content))
     assert site.http.head("/process-job").status_code == 405
-    assert assert_problem(site.http.put("/health"), 405, "method_not_allowed")["detail"].endswith("GET, HEAD is.")
+    assert assert_problem(site.http.put("/health"), 405, "method_not_allowed")["detail"].endswith("; send GET or HEAD.")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from ncr_upload.entrypoints.settings import Settings, SettingsInvalid, load_settings
 
 SAMPLE = Path(__file__).parents[2] / "env_sample"
+PERFORMANCE = SAMPLE.with_name("docs") / "performance.md"
 COMPOSE = SAMPLE.with_name("docker-compose.yml")
 INTERPOLATED = re.compile(r"\$\{(\w+)")
 DEFAULTED = re.compile(r"\$\{(\w+):-([^}]*)\}")
@@ -41,6 +42,14 @@ def test_env_sample_shows_the_defaults_of_docker_compose_too() -> None:
 def test_env_sample_shows_the_defaults() -> None:
     from_sample = Settings(_env_file=SAMPLE)
     assert from_sample == Settings()
+
+
+def test_the_page_on_performance_names_the_defaults() -> None:
+    (told,) = re.findall(r"The defaults \(([^)]*)\)", PERFORMANCE.read_text())
+    named = dict(re.findall(r"`([A-Z_]+)=([^`]+)`", told))
+    sample = dict(LINE.findall(SAMPLE.read_text()))
+    assert named
+    assert named == {name: sample[name] for name in named}
 
 
 def test_no_secret_has_a_default() -> None:

@@ -50,7 +50,7 @@ class RequestLog:
             await self._app(_as_get(scope), receive, watch)
         except Exception:
             reference = uuid.uuid4().hex[:12]
-            log.exception("unexpected error", reference=reference, method=scope["method"], path=scope["path"])
+            log.exception("unexpected", reference=reference, method=scope["method"], path=scope["path"])
             if status:
                 raise  # half an answer is out: the server must cut the connection
             await internal_problem(reference)(scope, receive, watch)

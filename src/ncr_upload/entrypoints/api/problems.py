@@ -80,7 +80,7 @@ _KINDS = (
             "forgotten."
         },
     ),
-    Kind("method_not_allowed", 405, "Method not allowed", "GET is not answered here; POST is.", {"next_step": ADDRESSES}),
+    Kind("method_not_allowed", 405, "Method not allowed", "GET is not answered here; send POST.", {"next_step": ADDRESSES}),
     Kind(
         "already_running",
         409,
@@ -248,9 +248,8 @@ def _http_problem(request: Request, error: HTTPException) -> JSONResponse:
             return problem("not_found", f"There is nothing at {shown(request.url.path)}.", headers=headers)
         case 405:
             allowed = headers["Allow"] = headers.get("Allow", "").replace("GET", "GET, HEAD")
-            return problem(
-                "method_not_allowed", f"{shown(request.method)} is not answered here; {allowed} is.", headers=headers
-            )
+            told = f"{shown(request.method)} is not answered here; send {allowed.replace(', ', ' or ')}."
+            return problem("method_not_allowed", told, headers=headers)
         case 413:
             return problem("body_too_large", error.detail, headers=headers)
         case _:  # the framework's only other one: 400, a body it cannot parse
