@@ -62,6 +62,20 @@ def test_text_has_no_colour_codes_off_a_terminal(capsys: pytest.CaptureFixture[s
     assert "\x1b" not in written
 
 
+def test_text_carries_no_commands_of_strangers_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up(log_format="text")
+    structlog.stdlib.get_logger().info("request", path="/\x1b]0;owned\x07")
+    logging.getLogger("celery").warning("the server says \x1b[2J %s", "\x9b1m")
+    try:
+        raise ValueError("odd \x1b[31m")
+    except ValueError:
+        structlog.stdlib.get_logger().exception("broke")
+    written = capsys.readouterr().err
+    assert not any(character in written for character in "\x1b\x07\x9b")
+    assert "path=/\\x1b]0;owned\\x07" in written
+    assert "Traceback (most recent call last):\n" in written
+
+
 def test_a_trace_in_text_shows_no_variables(capsys: pytest.CaptureFixture[str]) -> None:
     password = "s3cr3t-" * 20
     set_up(log_format="text", sftp_password=SecretStr(password))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ HIDDEN = "***"
 SHORTEST_SECRET = 4
 """Shorter ones are not searched for: hiding every 'a' would tell more than it hides."""
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "celery", "celery.task", "celery.worker", "celery.beat", "py.warnings")
 LOUD = dict.fromkeys(
     ("uvicorn.access", "httpx", "httpcore", "asyncssh", "alembic", "celery.worker.strategy", "celery.app.trace"),
@@ -102,7 +104,16 @@ def _renderers(settings: Settings) -> list[Processor]:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
     # Without rich's traces: they show every local variable, wrapped so that no secret in them is found again.
     plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    return [structlog.processors.format_exc_info, _show_controls, console]
+
+
+def _show_controls(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """What strangers send (an address, a server's words) must not command the terminal of whoever reads it."""
+    return {
+        name: CONTROLS.sub(lambda found: repr(found[0])[1:-1], value) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
 
 
 def _drop_colour_copy(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
