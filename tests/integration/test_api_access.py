@@ -139,12 +139,14 @@ def test_no_other_origin_is_let_in_by_default() -> None:
 
 def test_only_the_origins_named_are_let_in_and_never_with_credentials() -> None:
     crm = "https://crm.example"
-    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-api-key"}
+    wanted = "content-type,idempotency-key,x-api-key"
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
     for origin, allowed in ((crm, crm), ("https://evil.example", None)):
         answer = ask(
             "/process-job", peer=ELSEWHERE, method="OPTIONS", headers={"Origin": origin, **preflight}, cors_origins=(crm,)
         )
         assert answer.headers.get("access-control-allow-origin") == allowed
+        assert answer.is_success is (allowed is not None)
         assert "access-control-allow-credentials" not in answer.headers
 
 

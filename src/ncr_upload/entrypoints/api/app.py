@@ -90,7 +90,7 @@ def _add_middleware(app: FastAPI, ports: ApiPorts, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=[HEADER, "Content-Type"],
+            allow_headers=[HEADER, "Content-Type", "Idempotency-Key"],
             expose_headers=["Retry-After"],
         )
     app.add_middleware(RequestLog)
