@@ -39,7 +39,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     require("rclone")
     folder = tmp_path_factory.mktemp("dev")
     (folder / ".env").write_text(HOSTILE_ENV_FILE)
-    started = start_stack(folder, "--port", str(free_port()), environment={"SFTP_USERNAME": "somebody", "LEASE_SECONDS": "8"})
+    started = start_stack(
+        folder,
+        "--port",
+        str(free_port()),
+        environment={"SFTP_USERNAME": "somebody", "LEASE_SECONDS": "8", "LEASE_RENEW_SECONDS": "2"},
+    )
     yield started
     stop_stack(started)
 
