@@ -90,7 +90,8 @@ def uploaders(count: int, folder: Path, sshd: SftpServer, proxy: FaultProxy, **a
         "base": sshd.base_dir,
         **asked,
     }
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     own = [json.dumps(facts | {"name": f"task{number}", "folder": str(folder / f"files{number}")}) for number in range(count)]
     running = [subprocess.Popen([sys.executable, "-c", UPLOADER, each], env=environment) for each in own]
     try:
