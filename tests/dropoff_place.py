@@ -84,7 +84,8 @@ class DropoffPlace:
             await asyncio.sleep(0.2)
 
     def parts(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{STAGING}/task-*/parts/*"))
+        """Of files; a manifest may have been cut off there too."""
+        return sorted(path for path in self.folder.glob(f"{STAGING}/task-*/parts/*") if not path.name.startswith("manifest-"))
 
     def staged(self, fence: int) -> dict[str, bytes]:
         return read_tree(self.folder / STAGING / f"task-{fence}" / "package")

@@ -132,7 +132,7 @@ class StagedPackage:
         local = await arrival.whole()
         await self._expect(local, group)
         self._manifest.note(arrival.target, Entry(local.file.sha256))
-        await upload.settle(local, self._remote, self._part_path(self._name_part(local, wide=True)))
+        await upload.prove(local, self._remote, self._part_path(self._name_part(local, wide=True)))
 
     def _may_send_early(self, arrival: Arrival) -> bool:
         """Not what may turn out to be there already; nor where an attempt before was cut off within a large file, as only parts
@@ -298,7 +298,7 @@ class StagedPackage:
             if not (upload.is_early if isinstance(failure, Differs) else upload.was_joined):
                 raise
             local = await upload.part.file.whole()
-            await upload.settled.wait()
+            await upload.proven.wait()
             await track.remote.remove_files([upload.part.path])
             self._on_bytes(-upload.told_bytes)
             upload.close()

@@ -64,14 +64,14 @@ class Part:
 
 
 class Upload:
-    """A part that is being sent, through one track or several; `settled` is set once it is known to be what it shall be."""
+    """A part that is being sent, through one track or several; `proven` is set once it is known to be what it shall be."""
 
     def __init__(self, part: Part, on_bytes: OnBytes) -> None:
         self.part = part
         self.kept_bytes = 0
         self.told_bytes = 0
         self.is_early = part.file.local is None
-        self.settled = asyncio.Event()
+        self.proven = asyncio.Event()
         self._on_bytes = on_bytes
         self._doing = f"write {part.file.target}"
         self._files: dict[Track, asyncssh.SFTPClientFile] = {}
@@ -85,7 +85,7 @@ class Upload:
         self._heard = Signal()
         self.failure: DeliveryError | None = None
         if not self.is_early:
-            self.settled.set()
+            self.proven.set()
 
     @property
     def size(self) -> int:
@@ -121,12 +121,12 @@ class Upload:
         return began
 
     async def finish(self) -> None:
-        """Until all is acknowledged and settled. A failure is raised, after a part that cannot be continued was removed."""
+        """Until all is acknowledged and proven. A failure is raised, after a part that cannot be continued was removed."""
         try:
             while (self._unheard or not self.is_over) and self.failure is None:
                 await self._heard.wait()
             if self.failure is None:
-                await self.settled.wait()
+                await self.proven.wait()
             self._ended = True
             if self.failure is not None:
                 raise self.failure
@@ -138,7 +138,7 @@ class Upload:
                     await next(iter(self._files)).remote.remove_files([self.part.path])
             raise
 
-    async def settle(self, local: LocalFile, remote: Remote, path: str) -> None:
+    async def prove(self, local: LocalFile, remote: Remote, path: str) -> None:
         """The early file is whole. If what was sent of it belongs to it, the part gets this name, under which later attempts
         continue it; if not, it fails with `Differs`. The rest is read from where the whole file is."""
         async with self._reading:
@@ -155,7 +155,7 @@ class Upload:
                 self.part.path = path
         else:
             self.part.path = path
-        self.settled.set()
+        self.proven.set()
 
     def close(self) -> None:
         """Let go of the local file."""
