@@ -132,6 +132,7 @@ class Upload:
                 raise self.failure
             for track, file in self._files.items():
                 await track.remote.ask(self._doing, file.close())  # on a failure the end of the session closes it
+            self.close()
         except Failed:
             if self.kept_bytes:  # a server that cannot continue a file would fail for ever
                 with suppress(Unavailable, DestinationParked):
@@ -158,7 +159,7 @@ class Upload:
         self.proven.set()
 
     def close(self) -> None:
-        """Let go of the local file."""
+        """Let go of the local file, and of what was read of it."""
         self._ended = True
         self._source.close()
 
@@ -268,15 +269,20 @@ class _Source:
             self._sha256.update(ahead)
         self._at, self._ahead = offset, memoryview(ahead)
         if len(ahead) < count or offset + count >= self._size:
-            self.close()
+            self._close_file()
 
     def begin_anew(self) -> tuple[hashlib._Hash, int]:
         """The file is whole, and is opened again. The hash of what was read until now, and how many bytes that was."""
         sha256, self._sha256 = self._sha256 or hashlib.sha256(), None
-        self.close()
+        self._close_file()
         return sha256, self._at + len(self._ahead)
 
     def close(self) -> None:
+        """Let go of the file, and of what was read of it."""
+        self._close_file()
+        self._ahead = memoryview(b"")
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
