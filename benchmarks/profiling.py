@@ -89,7 +89,8 @@ def _kind(thread: str) -> str:
 @contextmanager
 def looking() -> Iterator[Looks]:
     looks, ended = Looks(), threading.Event()
-    bystanders = {thread.ident for thread in threading.enumerate() if thread is not threading.main_thread()}
+    lasting = ("MainThread", "receive")  # of the threads that are there before, those that do the job
+    bystanders = {thread.ident for thread in threading.enumerate() if not thread.name.startswith(lasting)}
 
     def look() -> None:
         while not ended.wait(LOOK_SECONDS):
