@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import peers
 from datasets import MANY_SMALL, ONE_HUGE, PACKAGE, DataSet
 from figures import Figure, compare
-from ncr_upload.entrypoints.settings import Settings
 from place import MB, Cost, Place, Route, know_hashes, s3_client
 
 Runs = dict[str, list[Cost]]
@@ -24,13 +23,26 @@ def take_turns(rounds: int, sides: Mapping[str, Callable[[], Cost]]) -> Runs:
         first = turn % len(names)
         for name in (*names[first:], *names[:first]):
             os.sync()
-            cost = sides[name]()
-            found[name].append(cost)
-            print(
-                f"    {name:12} {cost.wall_seconds:8.2f} s  {cost.cpu_seconds:8.2f} CPU s   (load {os.getloadavg()[0]:.1f})",
-                flush=True,
-            )
+            found[name].append(_told(name, sides[name]()))
     return found
+
+
+def at_once(what: str, rounds: int, sides: Mapping[str, Callable[[], Cost]]) -> Runs:
+    """All sides of a round at the same time, where they wait for a WAN of their own far more than for a processor."""
+    found = {name: list[Cost]() for name in sides}
+    with ThreadPoolExecutor(len(sides)) as threads:
+        for _ in range(rounds):
+            os.sync()
+            running = {name: threads.submit(side) for name, side in sides.items()}
+            for name, run in running.items():
+                found[name].append(_told(f"{what} {name}", run.result()))
+    return found
+
+
+def _told(name: str, cost: Cost) -> Cost:
+    load = os.getloadavg()[0]
+    print(f"    {name:24} {cost.wall_seconds:8.2f} s  {cost.cpu_seconds:8.2f} CPU s   (load {load:.1f})", flush=True)
+    return cost
 
 
 def walls(costs: list[Cost]) -> list[float]:
@@ -45,16 +57,16 @@ def cpus(costs: list[Cost]) -> list[float]:
 
 
 def measure_package(place: Place, rounds: int) -> Iterator[Figure]:
-    return _on_loopback(place, PACKAGE, rounds, baseline_rounds=2)
+    return _on_loopback(place, PACKAGE, rounds, baseline_rounds=3)
 
 
 def measure_many_small(place: Place, rounds: int) -> Iterator[Figure]:
-    return _on_loopback(place, MANY_SMALL, rounds, baseline_rounds=2)
+    return _on_loopback(place, MANY_SMALL, rounds, baseline_rounds=3)
 
 
 def measure_one_huge(place: Place, rounds: int) -> Iterator[Figure]:
-    """A round takes a quarter of a minute, with the baseline a whole one."""
-    return _on_loopback(place, ONE_HUGE, min(rounds, 3), baseline_rounds=1)
+    """The baseline takes three quarters of a minute."""
+    return _on_loopback(place, ONE_HUGE, rounds, baseline_rounds=1)
 
 
 def _on_loopback(place: Place, data: DataSet, rounds: int, baseline_rounds: int) -> Iterator[Figure]:
@@ -79,35 +91,32 @@ def _on_loopback(place: Place, data: DataSet, rounds: int, baseline_rounds: int)
 
 
 def measure_wan_package(place: Place, rounds: int) -> Iterator[Figure]:
-    return _over_wan(place, PACKAGE, min(rounds, 3))
+    return _over_wan(place, PACKAGE, rounds)
 
 
 def measure_wan_many_small(place: Place, rounds: int) -> Iterator[Figure]:
-    return _over_wan(place, MANY_SMALL, min(rounds, 2))
+    return _over_wan(place, MANY_SMALL, rounds)
 
 
-def measure_wan_one_huge(place: Place, _rounds: int) -> Iterator[Figure]:
-    """A round takes two to three minutes."""
-    return _over_wan(place, ONE_HUGE, 1)
+def measure_wan_one_huge(place: Place, rounds: int) -> Iterator[Figure]:
+    return _over_wan(place, ONE_HUGE, rounds)
 
 
 def _over_wan(place: Place, data: DataSet, rounds: int) -> Iterator[Figure]:
     know_hashes(place, data, PACKAGE)
-    route = place.wan()
-    tell_wan(place, route)
-    strict = place.worker(route)
-    sides = {"strict": lambda: strict.deliver(data), "rclone": lambda: peers.rclone_copy(place, route, data)}
-    if "stage_before_verdict" in Settings.model_fields:
-        overlapped = place.worker(route, STAGE_BEFORE_VERDICT="true")
-        sides["overlapped"] = lambda: overlapped.deliver(data)
-    else:
-        print("    overlapped: not measured, this version cannot stage before the verdict", flush=True)
-    runs = take_turns(rounds, sides)
-    print(f"    strict by stage: {strict.stages()}", flush=True)
+    routes = {side: place.wan(f"{data.name}, {side}") for side in ("strict", "overlapped", "rclone")}
+    strict = place.worker(routes["strict"])
+    overlapped = place.worker(routes["overlapped"], STAGE_BEFORE_VERDICT="true")
+    sides = {
+        "strict": lambda: strict.deliver(data),
+        "overlapped": lambda: overlapped.deliver(data),
+        "rclone": lambda: peers.rclone_copy(place, routes["rclone"], data),
+    }
+    tell_wan(place, routes["rclone"])
+    runs = at_once(data.name, rounds, sides)
+    print(f"    {data.name} strict by stage: {strict.stages()}", flush=True)
     for way in ("strict", "overlapped"):
-        if way in runs:
-            peer = peers.rclone_name()
-            yield compare(f"wan.{data.name}.{way}.rclone", peer, walls(runs[way]), walls(runs["rclone"]))
+        yield compare(f"wan.{data.name}.{way}.rclone", peers.rclone_name(), walls(runs[way]), walls(runs["rclone"]))
 
 
 def tell_wan(place: Place, route: Route) -> None:
@@ -130,7 +139,10 @@ def tell_wan(place: Place, route: Route) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(fetch, range(4)))
     four = 4 * size / (time.perf_counter() - began) / MB
-    print(f"    the WAN: {asking_ms:.0f} ms to ask, one connection {one:.1f} MB/s, four {four:.1f} MB/s", flush=True)
+    print(
+        f"    the WAN ({route.name}): {asking_ms:.0f} ms to ask, one connection {one:.1f} MB/s, four {four:.1f} MB/s",
+        flush=True,
+    )
 
 
 def now() -> str:

@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from botocore.config import Config
 from sqlalchemy import Engine, text
 
 from datasets import BUCKET, DATA_SETS, TINY, DataSet, place_data
-from fault_proxy import FaultProxy, fault_proxy
+from fault_proxy import fault_proxy
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.application.download_cache import FOLDER
 from ncr_upload.domain.jobs import NewJob, Task
@@ -79,36 +80,40 @@ class Place:
     loopback: Route
     running: ExitStack
     workers: dict[tuple[str, ...], WarmWorker] = field(default_factory=dict)
-    _wan: Route | None = None
-    proxies: dict[str, FaultProxy] = field(default_factory=dict)
+    wans: dict[str, Route] = field(default_factory=dict)
+    _starting: threading.RLock = field(default_factory=threading.RLock)
 
-    def wan(self) -> Route:
-        """The same parts, each behind 40 ms and its bandwidth."""
-        if self._wan is None:
-            s3_port, sink_port = (
-                int(url.rpartition(":")[2].partition("/")[0]) for url in (self.s3.endpoint, self.loopback.validator_url)
-            )
-            for name, port, own in (
-                ("s3", s3_port, CONNECTION_RATE),
-                ("sftp", self.sftp.login.port, CONNECTION_RATE),
-                ("validator", sink_port, None),
-            ):
-                proxy = self.running.enter_context(fault_proxy(("127.0.0.1", port), own_process=True))
-                proxy.delay(ROUND_TRIP_MS)
-                proxy.throttle(own, ALL_RATE)
-                self.proxies[name] = proxy
-            ports = {name: proxy.port for name, proxy in self.proxies.items()}
-            self._wan = Route(
-                "wan", f"http://127.0.0.1:{ports['s3']}", ports["sftp"], f"http://127.0.0.1:{ports['validator']}/validate"
-            )
-        return self._wan
+    def wan(self, name: str) -> Route:
+        """The same parts, each behind 40 ms and its bandwidth. By each name there is one that nobody else uses."""
+        with self._starting:
+            if name not in self.wans:
+                self.wans[name] = self._lay_wan(name)
+            return self.wans[name]
+
+    def _lay_wan(self, name: str) -> Route:
+        s3_port, sink_port = (
+            int(url.rpartition(":")[2].partition("/")[0]) for url in (self.s3.endpoint, self.loopback.validator_url)
+        )
+        ports = [
+            self._delayed(s3_port, CONNECTION_RATE),
+            self._delayed(self.sftp.login.port, CONNECTION_RATE),
+            self._delayed(sink_port, None),
+        ]
+        return Route(name, f"http://127.0.0.1:{ports[0]}", ports[1], f"http://127.0.0.1:{ports[2]}/validate")
+
+    def _delayed(self, port: int, connection_rate: int | None) -> int:
+        proxy = self.running.enter_context(fault_proxy(("127.0.0.1", port), own_process=True))
+        proxy.delay(ROUND_TRIP_MS)
+        proxy.throttle(connection_rate, ALL_RATE)
+        return proxy.port
 
     def worker(self, route: Route, **settings: str) -> WarmWorker:
         """A warm one, started when first asked for."""
         key = (route.name, *(f"{name}={value}" for name, value in sorted(settings.items())))
-        if key not in self.workers:
-            self.workers[key] = self.running.enter_context(warm_worker(self, route, len(self.workers), settings))
-        return self.workers[key]
+        with self._starting:
+            if key not in self.workers:
+                self.workers[key] = self.running.enter_context(warm_worker(self, route, len(self.workers), settings))
+            return self.workers[key]
 
     def clear(self, name: str) -> None:
         """Remove what was delivered as `name`, before anything else is measured."""

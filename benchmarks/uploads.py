@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).paren
 
 import peers
 from datasets import PACKAGE, DataSet, place_data
-from deliveries import cpus, take_turns, walls
+from deliveries import at_once, cpus, take_turns, walls
 from figures import Figure, compare
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
@@ -34,25 +34,26 @@ _names = itertools.count(1)
 
 
 def measure_wan(place: Place, rounds: int) -> Iterator[Figure]:
-    """`sftp` takes 14 s of a round."""
-    runs = _measure(place, place.wan(), min(rounds, 2))
+    sides = {name: place.wan(f"upload, {name}") for name in ("ours", "openssh", "rclone")}
+    runs = at_once("upload", rounds, _sides(place, **sides))
     yield compare("upload.wan.openssh", peers.openssh_name(), walls(runs["ours"]), walls(runs["openssh"]))
     yield compare("upload.wan.rclone", peers.rclone_name(), walls(runs["ours"]), walls(runs["rclone"]))
 
 
 def measure_cpu(place: Place, rounds: int) -> Iterator[Figure]:
-    runs = _measure(place, place.loopback, rounds)
+    near = place.loopback
+    runs = take_turns(rounds, _sides(place, ours=near, openssh=near, rclone=near))
     yield compare("upload.cpu.openssh", peers.openssh_name(), cpus(runs["ours"]), cpus(runs["openssh"]))
 
 
-def _measure(place: Place, route: Route, rounds: int) -> dict[str, list[Cost]]:
+def _sides(place: Place, ours: Route, openssh: Route, rclone: Route) -> dict[str, Callable[[], Cost]]:
+    """Each by its route."""
     data, folder = PACKAGE, place_data() / BUCKET / PACKAGE.sku
-    sides = {
-        "ours": lambda: our_upload(place, route, data),
-        "openssh": lambda: peers.openssh_upload(place, route, data, folder),
-        "rclone": lambda: peers.rclone_upload(place, route, data, folder),
+    return {
+        "ours": lambda: our_upload(place, ours, data),
+        "openssh": lambda: peers.openssh_upload(place, openssh, data, folder),
+        "rclone": lambda: peers.rclone_upload(place, rclone, data, folder),
     }
-    return take_turns(rounds, sides)
 
 
 def our_upload(place: Place, route: Route, data: DataSet) -> Cost:
