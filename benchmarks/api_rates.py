@@ -21,9 +21,11 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[1] / "tests")]
 
 import httpx
+from sqlalchemy import Engine
 
 from databases import Databases
 from figures import Figure, compare, say
+from growth import vacuum
 from http_load import Load, get, post, send
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.migrations.apply import upgrade
@@ -32,47 +34,54 @@ from servers import free_port
 from valkey_server import start_valkey
 
 PEER = "a bare FastAPI and Redis"
-SUBMITS, STATUSES, CONNECTIONS = 2000, 3000, 32
+SUBMITS, STATUSES, CONNECTIONS = 2000, 6000, 32
 _jobs = itertools.count(1)
 
 
 def measure(_place: Any, rounds: int) -> Iterator[Figure]:
     """A round is both sides, each first in turn."""
-    with running_apis() as ports:
+    with running_apis() as (ports, engine):
         submits: dict[str, list[Load]] = {"ours": [], "theirs": []}
         statuses: dict[str, list[Load]] = {"ours": [], "theirs": []}
         for turn in range(rounds + 1):
-            for side in sorted(ports, reverse=bool(turn % 2)):
-                submitted, asked = one_round(ports[side])
-                if turn:  # the first is for warming up
-                    submits[side].append(submitted)
-                    statuses[side].append(asked)
+            sides = sorted(ports, reverse=bool(turn % 2))
+            submitted = {side: submit(ports[side]) for side in sides}
+            asked = {side: ask(ports[side], submitted[side]) for side in sides}
+            if turn:
+                for side in sides:
+                    submits[side].append(submitted[side])
+                    statuses[side].append(asked[side])
+            else:  # for warming up
+                vacuum(engine)
     yield compare("submit.rate", PEER, *([load.rate for load in submits[side]] for side in ("ours", "theirs")))
     yield compare("submit.p99", PEER, *([load.p99_ms for load in submits[side]] for side in ("ours", "theirs")))
     yield compare("status.rate", PEER, *([load.rate for load in statuses[side]] for side in ("ours", "theirs")))
 
 
-def one_round(port: int) -> tuple[Load, Load]:
-    """Submits, then the statuses of the tasks they made, all of them waiting."""
+def submit(port: int) -> Load:
     jobs = [{"job_id": f"job-{next(_jobs)}", "username": "ann", "campaign": "spring", "row_id": 7} for _ in range(SUBMITS)]
-    submitted = send(port, [post("/process-job", job) for job in jobs], 202, connections=CONNECTIONS)
+    return send(port, [post("/process-job", job) for job in jobs], 202, connections=CONNECTIONS)
+
+
+def ask(port: int, submitted: Load) -> Load:
+    """The statuses of the tasks that were made, all of them waiting."""
     task_ids = [json.loads(body)["task_id"] for body in submitted.bodies]
     assert len(set(task_ids)) == SUBMITS
     asked = [get(f"/job-status/{task_id}") for task_id in itertools.islice(itertools.cycle(task_ids), STATUSES)]
-    return submitted, send(port, asked, 200, connections=CONNECTIONS)
+    return send(port, asked, 200, connections=CONNECTIONS)
 
 
 @contextmanager
-def running_apis(kind: str = "postgresql") -> Iterator[dict[str, int]]:
-    """The port of each side."""
+def running_apis(kind: str = "postgresql") -> Iterator[tuple[dict[str, int], Engine]]:
+    """The port of each side, and our database."""
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="ncr-rates-")))
         databases = Databases(durable=True)
         running.callback(databases.close)
         url = databases.create(kind, folder)
         engine = open_engine(url)
+        running.callback(engine.dispose)
         upgrade(engine)
-        engine.dispose()
         valkey = running.enter_context(start_valkey(folder))
         ours, theirs = free_port(), free_port()
         settings = {
@@ -89,7 +98,7 @@ def running_apis(kind: str = "postgresql") -> Iterator[dict[str, int]]:
         for name, command in (("ours", [*NCR, "api"]), ("theirs", bare)):
             running.enter_context(_program(command, settings, folder, folder / f"{name}.log"))
         until(lambda: _answers(ours, "/livez") and _answers(theirs, "/docs"), 90)
-        yield {"ours": ours, "theirs": theirs}
+        yield {"ours": ours, "theirs": theirs}, engine
 
 
 @contextmanager

@@ -47,6 +47,14 @@ DAY = 86_400.0
 ENGINES = ("sqlite", "postgresql", "mariadb")
 
 
+def vacuum(engine: Engine) -> None:
+    """What PostgreSQL's autovacuum does by itself within a minute: until then it takes the tables for empty, and reads all of
+    them for each query."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM (ANALYZE)"))
+
+
 class FullQueue(MemoryJobQueue):
     """Has a message for each of the `waiting` jobs."""
 
@@ -96,10 +104,8 @@ class Ledger:
             self.submit(f"live-{number}")
 
     def rest(self) -> None:
-        """Once it is filled: what PostgreSQL's autovacuum does by itself within a minute."""
-        if self.engine.dialect.name == "postgresql":
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.execute(text("VACUUM (ANALYZE)"))
+        """Once it is filled."""
+        vacuum(self.engine)
         self.engine.dispose()
 
     def submit(self, job_id: str | None = None) -> str:

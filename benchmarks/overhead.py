@@ -27,6 +27,7 @@ from sqlalchemy import Engine, text
 from databases import Databases
 from datasets import TINY
 from figures import Figure, compare, say
+from growth import vacuum
 from ncr_upload.adapters.celery_queue import CeleryQueue, make_app, make_message
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.domain.jobs import NewJob, Task
@@ -45,7 +46,7 @@ Run = Callable[[int], float]
 def measure(place: Place, rounds: int) -> Iterator[Figure]:
     """A round is each of the three, each first in turn."""
     rates: dict[str, list[float]] = {"noop": [], "bare": [], "small": []}
-    with running_sides(place) as (run_ours, run_bare):
+    with running_sides(place) as (run_ours, run_bare, engine):
         small = place.worker(place.loopback, CELERY_WORKER_MAX_TASKS_PER_CHILD="100000")
         runs: dict[str, Callable[[], float]] = {
             "noop": lambda: run_ours(JOBS),
@@ -55,6 +56,7 @@ def measure(place: Place, rounds: int) -> Iterator[Figure]:
         names = list(runs)
         for run in (run_ours, run_bare):
             run(200)  # for warming up
+        vacuum(engine)
         for turn in range(rounds):
             for name in (*names[turn % 3 :], *names[: turn % 3]):
                 rates[name].append(runs[name]())
@@ -63,8 +65,8 @@ def measure(place: Place, rounds: int) -> Iterator[Figure]:
 
 
 @contextmanager
-def running_sides(place: Place) -> Iterator[tuple[Run, Run]]:
-    """Both workers, warm."""
+def running_sides(place: Place) -> Iterator[tuple[Run, Run, Engine]]:
+    """Both workers, and our ledger."""
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="ncr-overhead-")))
         databases = Databases()
@@ -88,7 +90,7 @@ def running_sides(place: Place) -> Iterator[tuple[Run, Run]]:
         for name, command in (("ours", [*NCR, "worker"]), ("theirs", bare)):
             running.enter_context(_worker(command, settings, folder, folder / f"{name}.log"))
         queue = CeleryQueue(app, "here")
-        yield (lambda jobs: run_noops(engine, queue, jobs)), (lambda jobs: run_bare(f"{broker}/1", jobs))
+        yield (lambda jobs: run_noops(engine, queue, jobs)), (lambda jobs: run_bare(f"{broker}/1", jobs)), engine
 
 
 @contextmanager
