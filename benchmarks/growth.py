@@ -35,7 +35,9 @@ from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.tables import batches, events, jobs
 from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts, sweep
+from ncr_upload.application.views import view_of
 from ncr_upload.domain.jobs import NewJob, Task
+from ncr_upload.entrypoints.api.models import ActiveJobs
 from ncr_upload.migrations.apply import upgrade
 
 CHUNK = 5_000
@@ -119,7 +121,12 @@ class Ledger:
         assert self.submissions.task(self.task_ids[0]) is not None
 
     def active(self) -> None:
-        assert self.submissions.active(username=None, campaign=None, status=None, limit=100, cursor=None).tasks
+        """The answer as the API gives it."""
+        page = self.submissions.active(username=None, campaign=None, status=None, limit=100, cursor=None)
+        views = [view_of(task) for task in page.tasks]
+        answer = {"active_jobs": views, "count": len(views), "total": page.total, "cursor": page.cursor}
+        assert views
+        ActiveJobs.model_validate(answer).model_dump_json()
 
     def sweep(self) -> None:
         """What beat does every few seconds. Whatever waits has been rung for."""

@@ -41,7 +41,8 @@ class SqlRecovery:
     def exhausted(self, limit: int) -> list[Task]:
         """See `Recovery.exhausted`."""
         spent = jobs.c.attempt >= jobs.c.max_attempts  # true of each that has none left: said for the index
-        query = select(jobs).where(jobs.c.claimable_at <= statement_now(), spent, not_(has_attempt_left())).limit(limit)
+        query = select(jobs).where(jobs.c.claimable_at <= statement_now(), spent, not_(has_attempt_left()))
+        query = query.limit(literal_column(str(limit)))  # PostgreSQL takes a parameter for a small one, and every due job's index
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return [task_of(row) for row in connection.execute(query).mappings()]
 
