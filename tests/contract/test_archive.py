@@ -10,6 +10,7 @@ import random
 import subprocess
 import threading
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.adapters.zip_archive import archive as archiving
+from ncr_upload.adapters.zip_archive.records import StoredBlocks
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import Rejected, Unavailable
@@ -287,3 +289,13 @@ def write(path: Path, content: bytes) -> None:
 
 async def run(*command: str) -> subprocess.CompletedProcess[str]:
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [65_535], [65_536], [1_048_576, 3], [131_070, 0, 70_000]])
+def test_stored_blocks_are_deflated_data(sizes: list[int]) -> None:
+    chunks, blocks = [NOISE[:size].ljust(size, b"n") for size in sizes], StoredBlocks()
+    made = b"".join([*(blocks.compress(chunk) for chunk in chunks), blocks.flush()])
+    reader = zlib.decompressobj(-zlib.MAX_WBITS)
+    assert reader.decompress(made) == b"".join(chunks)
+    assert reader.eof
+    assert not reader.unused_data

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Itera
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from isal import isal_zlib
 
-from ncr_upload.adapters.zip_archive.records import DEFLATED, STORED, Record, directory
+from ncr_upload.adapters.zip_archive.records import DEFLATED, STORED, Record, StoredBlocks, directory
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.domain.errors import PackageChanged
 from ncr_upload.domain.packages import PackageFile
@@ -39,6 +39,14 @@ COMPRESSED_TYPES = frozenset(
     {".avif", ".exr", ".glb", ".gif", ".heic", ".jpeg", ".jpg", ".ktx2", ".png", ".usdz", ".webp"}
     | {".7z", ".br", ".bz2", ".drc", ".gz", ".mp4", ".webm", ".xz", ".zip", ".zst"}
 )
+
+
+class Deflate(Protocol):
+    """Makes deflated data (RFC 1951) of chunks."""
+
+    def compress(self, chunk: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
 
 
 class ZipArchiver:
@@ -97,7 +105,7 @@ class _Entries:
             if is_compressed and file.size < LARGE_BYTES:
                 record = yield from self._store(file, record)
             else:
-                record = yield from self._deflate(file, record, 0 if is_compressed else DEFLATE_LEVEL)
+                record = yield from self._deflate(file, record, StoredBlocks() if is_compressed else _compressor())
             records.append(record)
         yield from directory(records, self._offset)
 
@@ -117,9 +125,9 @@ class _Entries:
             yield self._counted(chunk)
         return record
 
-    def _deflate(self, file: Arrival, record: Record, level: int) -> Generator[bytes, None, Record]:
+    def _deflate(self, file: Arrival, record: Record, deflate: Deflate) -> Generator[bytes, None, Record]:
         yield self._counted(record.header())
-        begin, deflate = self._offset, zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+        begin = self._offset
         for chunk in self._read(file):
             yield self._counted(deflate.compress(chunk))
         yield self._counted(deflate.flush())
@@ -166,6 +174,10 @@ class _Entries:
             coming.close()
             raise _Stopped
         return await coming
+
+
+def _compressor() -> Deflate:
+    return zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
 
 
 def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ UNIX = 3
 FIRST_DATE = pack("<HH", 0, 1 << 5 | 1)  # 1980-01-01 00:00:00, the first that a zip can hold
 ELSEWHERE = 0xFFFF_FFFF  # in zip64, in place of a size or an offset that the extra field holds
 ZIP64_EXTRA = 1
+BLOCK_BYTES = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,24 @@ class Record:
             + self.name
             + extra
         )
+
+
+class StoredBlocks:
+    """Deflate's stored blocks (RFC 1951, 3.2.4), as zlib's level 0 makes them at ten times the cost. Used like its `compressobj`."""
+
+    def compress(self, chunk: bytes) -> bytes:
+        view, pieces = memoryview(chunk), list[bytes | memoryview]()
+        for start in range(0, len(chunk), BLOCK_BYTES):
+            block = view[start : start + BLOCK_BYTES]
+            pieces += (_block_header(len(block)), block)
+        return b"".join(pieces)
+
+    def flush(self) -> bytes:
+        return _block_header(0, last=True)
+
+
+def _block_header(size: int, *, last: bool = False) -> bytes:
+    return pack("<BHH", last, size, size ^ 0xFFFF)
 
 
 def directory(records: list[Record], offset: int) -> Iterator[bytes]:
