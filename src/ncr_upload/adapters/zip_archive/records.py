@@ -69,7 +69,7 @@ class Record:
 
 
 class StoredBlocks:
-    """Deflate's stored blocks (RFC 1951, 3.2.4), as zlib's level 0 makes them at ten times the cost. Used like its `compressobj`."""
+    """Makes deflate's stored blocks (RFC 1951, 3.2.4), as zlib's level 0 does at ten times the cost."""
 
     def compress(self, chunk: bytes) -> bytes:
         view, pieces = memoryview(chunk), list[bytes | memoryview]()
