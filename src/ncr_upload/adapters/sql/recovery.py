@@ -42,7 +42,7 @@ class SqlRecovery:
         """See `Recovery.exhausted`."""
         spent = jobs.c.attempt >= jobs.c.max_attempts  # true of each that has none left: said for the index
         query = select(jobs).where(jobs.c.claimable_at <= statement_now(), spent, not_(has_attempt_left()))
-        query = query.limit(literal_column(str(limit)))  # of a parameter, PostgreSQL thinks it is small, and reads every due job
+        query = query.limit(literal_column(str(limit)))  # PostgreSQL takes a parameter for small, and reads every due job
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return [task_of(row) for row in connection.execute(query).mappings()]
 
