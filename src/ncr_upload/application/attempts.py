@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
@@ -99,31 +98,12 @@ def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Re
     delivery = Delivery(claim, ports.pipeline, options.pipeline, lease, live, reach)
     with lease, live, leaving.heard_by(lambda: lease.end(HandedOver())):
         try:
-            asyncio.run(_run_under(lease, delivery))
+            delivery.run()
         except LeaseLost as failure:
             return failure
         except Exception as failure:  # noqa: BLE001 - the one place that must settle whatever happened
             return _settled(delivery, failure, options)
     return None
-
-
-async def _run_under(lease: Lease, delivery: Delivery) -> None:
-    """Run the delivery; stop it when its claim ends."""
-    running = asyncio.current_task()
-    assert running is not None
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        with suppress(RuntimeError):  # the loop has ended by itself meanwhile
-            loop.call_soon_threadsafe(running.cancel)
-
-    lease.when_ended(stop)
-    try:
-        await delivery.run()
-    except asyncio.CancelledError:
-        if lease.ended is not None:
-            raise lease.ended from None
-        raise
 
 
 def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Exception:

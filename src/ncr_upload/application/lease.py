@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
+from typing import Any, TypeVar
 
 from ncr_upload.application.ports import Claims
 from ncr_upload.application.ticker import NEVER, Ticker
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim
+
+T = TypeVar("T")
 
 
 class Lease:
@@ -41,6 +46,27 @@ class Lease:
         """Renew no more: the task's last write is about to be made, within what is left of the lease."""
         self.check()
         self._concluded = True
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it in an event loop of its own. It is stopped when the claim ends; then this raises what `check` does."""
+        return asyncio.run(self._run_under(work))
+
+    async def _run_under(self, work: Coroutine[Any, Any, T]) -> T:
+        running = asyncio.current_task()
+        assert running is not None
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            with suppress(RuntimeError):  # the loop has ended by itself meanwhile
+                loop.call_soon_threadsafe(running.cancel)
+
+        self.when_ended(stop)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._ended is not None:
+                raise self._ended from None
+            raise
 
     def when_ended(self, call: Callable[[], None]) -> None:
         """Call this, from the lease's thread, when the claim ends before the attempt does."""
