@@ -41,7 +41,7 @@ from ncr_upload.application.ports import (
 from ncr_upload.application.workspace import Workspace
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, PackageChanged, Rejected, Unavailable
-from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
+from ncr_upload.domain.jobs import Claim, Problem, Stage, Status, Task
 from ncr_upload.domain.layout import plan_layout
 from ncr_upload.domain.packages import PackageFile, PlannedFile
 from ncr_upload.domain.retries import ErrorClass
@@ -103,6 +103,7 @@ class Delivery:
         self.staged = Staged(0, 0)
         self.early_bytes = 0
         self.began = time.monotonic()
+        self.ended: Task | None = None
 
     def run(self) -> None:
         """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
@@ -418,7 +419,7 @@ class Delivery:
 
     async def _finish(self, status: Status, stage: Stage, message: str, problem: Problem | None, rows: Recording) -> None:
         self.lease.conclude()
-        await self._call(
+        self.ended = await self._call(
             lambda: self.ports.claims.finish(
                 self.claim, status=status, stage=stage, message=message, problem=problem, also=rows
             )

@@ -23,11 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, task_of, write_event
+from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_row, task_of, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
-from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, may_follow
+from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, Task, may_follow
 from ncr_upload.domain.packages import DeliveredFile, PackageFile, PackageSize, measure
 from ncr_upload.domain.retries import count_attempt
 
@@ -40,6 +40,7 @@ class SqlClaims:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._tells = engine.dialect.update_returning
 
     @whole_transaction
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
@@ -69,8 +70,7 @@ class SqlClaims:
     def renew(self, claim: Claim) -> None:
         """See `Claims.renew`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
-            mine = {"wanted": claim.task.task_id, "under": claim.fence, "lease": claim.lease_seconds}
-            renewed = connection.execute(_RENEW, mine)
+            renewed = connection.execute(_RENEW, _mine(claim) | {"lease": claim.lease_seconds})
             if renewed.rowcount != 1:
                 raise LeaseLost(claim.task.task_id, claim.fence)
             _refuse_cancelled(connection, claim)
@@ -126,7 +126,7 @@ class SqlClaims:
         with translated_errors(self._engine), self._engine.begin() as connection:
             if announce_publish:
                 _refuse_cancelled(connection, claim)
-            self._move(connection, claim, status, values)
+            _move(connection, claim, _moving(status).values(**values), {})
             if files is not None:
                 _record_files(connection, claim.task.task_id, files)
             remark = also(connection) if also is not None else None
@@ -150,14 +150,14 @@ class SqlClaims:
         message: str,
         problem: Problem | None,
         also: Recording | None = None,
-    ) -> None:
+    ) -> Task:
         """See `Claims.finish`."""
         values = {"stage": stage.value, "message": message, **problem_columns(problem)}
         ended = {f"new_{name}": value for name, value in values.items()}
         with translated_errors(self._engine):
             try:
                 with self._engine.begin() as connection:
-                    self._run_move(connection, claim, _finishing(status), ended)
+                    task = _move_and_tell(connection, claim, _finishing(status, self._tells), ended)
                     remark = also(connection) if also is not None else None
                     write_event(
                         connection,
@@ -170,14 +170,16 @@ class SqlClaims:
                     )
             except (SQLAlchemyError, LeaseLost):
                 # The commit may have happened although its answer was lost, now or on an earlier call.
-                if not self._has_finished(claim, status):
+                found = self._find_finished(claim, status)
+                if found is None:
                     raise
+                return found
+        return task
 
-    def _has_finished(self, claim: Claim, status: Status) -> bool:
-        query = select(jobs.c.status, jobs.c.fence).where(jobs.c.task_id == claim.task.task_id)
+    def _find_finished(self, claim: Claim, status: Status) -> Task | None:
         with self._engine.connect().execution_options(**READ_ONLY) as connection:
-            row = connection.execute(query).one()
-        return bool(row.status == status.value and row.fence == claim.fence)
+            row = read_row(connection, claim.task.task_id)
+        return task_of(row) if row["status"] == status.value and row["fence"] == claim.fence else None
 
     @whole_transaction
     def put_back(
@@ -189,7 +191,7 @@ class SqlClaims:
         delay_seconds: float,
         spend_attempt: bool,
         waits_for: str | None = None,
-    ) -> None:
+    ) -> Task:
         """See `Claims.put_back`."""
         values = {
             "stage": Stage.QUEUED.value,
@@ -202,7 +204,8 @@ class SqlClaims:
         }
         with translated_errors(self._engine), self._engine.begin() as connection:
             _refuse_cancelled(connection, claim)
-            self._move(connection, claim, Status.PENDING, values)
+            move = _telling(_moving(Status.PENDING).values(**values), self._tells)
+            task = _move_and_tell(connection, claim, move, {})
             write_event(
                 connection,
                 claim.task.task_id,
@@ -212,15 +215,28 @@ class SqlClaims:
                 actor=claim.worker,
                 message=message,
             )
+        return task
 
-    def _move(self, connection: Connection, claim: Claim, status: Status, values: dict[str, Any]) -> None:
-        self._run_move(connection, claim, _moving(status).values(**values), {})
 
-    def _run_move(self, connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> None:
-        """One status move under the fence; from an illegal status it is refused like a lost lease."""
-        moved = connection.execute(move, {"wanted": claim.task.task_id, "under": claim.fence, **values})
-        if moved.rowcount != 1:
-            raise LeaseLost(claim.task.task_id, claim.fence)
+def _move(connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> None:
+    """One status move under the fence; from an illegal status it is refused like a lost lease."""
+    if connection.execute(move, _mine(claim) | values).rowcount != 1:
+        raise LeaseLost(claim.task.task_id, claim.fence)
+
+
+def _move_and_tell(connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> Task:
+    """The same, for a move that returns the row where the database can: the task as it is now."""
+    if not move.returning_column_descriptions:
+        _move(connection, claim, move, values)
+        return task_of(read_row(connection, claim.task.task_id))
+    row = connection.execute(move, _mine(claim) | values).mappings().one_or_none()
+    if row is None:
+        raise LeaseLost(claim.task.task_id, claim.fence)
+    return task_of(row)
+
+
+def _mine(claim: Claim) -> dict[str, Any]:
+    return {"wanted": claim.task.task_id, "under": claim.fence}
 
 
 def _refuse_cancelled(connection: Connection, claim: Claim) -> None:
@@ -258,15 +274,20 @@ def _moving(status: Status) -> Update:
 
 
 @cache
-def _finishing(status: Status) -> Update:
+def _finishing(status: Status, tells: bool) -> Update:
     """Values are given as `new_…`."""
     given = ("stage", "message", *problem_columns(None))
-    return _moving(status).values(
+    move = _moving(status).values(
         claimable_at=None,
         finished_at=db_now(),
         staging_due_at=_moved_on(jobs.c.staging_due_at, CLEANING_GRACE_SECONDS),
         **{name: bindparam(f"new_{name}") for name in given},
     )
+    return _telling(move, tells)
+
+
+def _telling(move: Update, tells: bool) -> Update:
+    return move.returning(jobs) if tells else move
 
 
 _DUE = (
