@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -11,19 +12,23 @@ from sqlalchemy import (
     Connection,
     Double,
     Engine,
+    Select,
+    Text,
     Update,
     bindparam,
     case,
+    cast,
     delete,
     insert,
     literal,
+    literal_column,
     select,
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, read_row, task_of, write_event
+from ncr_upload.adapters.sql.engine import AT_ONCE, READ_ONLY, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.rows import has_attempt_left, line_of, problem_columns, read_row, task_of, with_line, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -41,30 +46,35 @@ class SqlClaims:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tells = engine.dialect.update_returning
+        self._at_once = engine.dialect.name == "postgresql"
 
     @whole_transaction
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """See `Claims.claim`. The database's clock alone decides whether the task is due. The row of one that is belongs to
         this transaction; one that somebody else writes is taken not to be due: to wait for it would keep the worker from
         every other task."""
-        with translated_errors(self._engine), self._engine.begin() as connection:
-            found = connection.execute(_DUE, {"wanted": task_id}).mappings().one_or_none()
+        with translated_errors(self._engine), self._claiming() as connection:
+            due = _DUE_AS_SEEN if self._at_once else _DUE_AND_MINE
+            found = connection.execute(due, {"wanted": task_id}).mappings().one_or_none()
             if found is None:
                 return None
             changed = _claimed(found, worker[:255], lease_seconds)
-            connection.execute(_CLAIM, {"wanted": task_id, **{f"new_{name}": value for name, value in changed.items()}})
             row = {**found, **changed}
             task = task_of(row)
-            write_event(
-                connection,
-                task_id,
-                attempt=task.attempt,
-                stage=Stage.LOOKUP,
-                kind="claimed",
-                actor=worker,
-                message=f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row['fence']})",
-            )
+            message = f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row['fence']})"
+            line: Any = {"attempt": task.attempt, "stage": Stage.LOOKUP, "kind": "claimed", "actor": worker, "message": message}
+            values = {"wanted": task_id, **{f"new_{name}": value for name, value in changed.items()}}
+            if self._at_once:
+                claimed = connection.execute(_CLAIM_AS_SEEN, values | {"seen": row["version"]} | line_of(**line))
+                if claimed.first() is None:
+                    return None
+            else:
+                connection.execute(_CLAIM, values)
+                write_event(connection, task_id, **line)
         return Claim(task, row["fence"], worker, lease_seconds, bool(row["cancel_requested"]), row["publish_fence"])
+
+    def _claiming(self) -> AbstractContextManager[Connection]:
+        return self._engine.connect().execution_options(**AT_ONCE) if self._at_once else self._engine.begin()
 
     @whole_transaction
     def renew(self, claim: Claim) -> None:
@@ -154,20 +164,18 @@ class SqlClaims:
         """See `Claims.finish`."""
         values = {"stage": stage.value, "message": message, **problem_columns(problem)}
         ended = {f"new_{name}": value for name, value in values.items()}
+        line: Any = {"attempt": claim.task.attempt, "stage": stage, "kind": status.value, "actor": claim.worker}
         with translated_errors(self._engine):
             try:
+                if self._at_once and also is None:
+                    given = ended | line_of(**line, message=message)
+                    with self._engine.connect().execution_options(**AT_ONCE) as connection:
+                        return _told(connection, claim, _finishing_with_line(status), given)
                 with self._engine.begin() as connection:
                     task = _move_and_tell(connection, claim, _finishing(status, self._tells), ended)
                     remark = also(connection) if also is not None else None
-                    write_event(
-                        connection,
-                        claim.task.task_id,
-                        attempt=claim.task.attempt,
-                        stage=stage,
-                        kind=status.value,
-                        actor=claim.worker,
-                        message=f"{message}; {remark}" if remark else message,
-                    )
+                    whole = f"{message}; {remark}" if remark else message
+                    write_event(connection, claim.task.task_id, **line, message=whole)
             except (SQLAlchemyError, LeaseLost):
                 # The commit may have happened although its answer was lost, now or on an earlier call.
                 found = self._find_finished(claim, status)
@@ -229,6 +237,10 @@ def _move_and_tell(connection: Connection, claim: Claim, move: Update, values: d
     if not move.returning_column_descriptions:
         _move(connection, claim, move, values)
         return task_of(read_row(connection, claim.task.task_id))
+    return _told(connection, claim, move, values)
+
+
+def _told(connection: Connection, claim: Claim, move: Update | Select[Any], values: dict[str, Any]) -> Task:
     row = connection.execute(move, _mine(claim) | values).mappings().one_or_none()
     if row is None:
         raise LeaseLost(claim.task.task_id, claim.fence)
@@ -286,20 +298,26 @@ def _finishing(status: Status, tells: bool) -> Update:
     return _telling(move, tells)
 
 
+@cache
+def _finishing_with_line(status: Status) -> Select[Any]:
+    return with_line(_finishing(status, tells=False), *jobs.c)
+
+
 def _telling(move: Update, tells: bool) -> Update:
     return move.returning(jobs) if tells else move
 
 
-_DUE = (
-    select(jobs, db_now().label("now"))
-    .where(
-        jobs.c.task_id == bindparam("wanted"),
-        jobs.c.claimable_at <= db_now(),
-        has_attempt_left(),
-        _has_status(LIVE),
-    )
-    .with_for_update(skip_locked=True)
+_DUE = select(jobs, db_now().label("now")).where(
+    jobs.c.task_id == bindparam("wanted"),
+    jobs.c.claimable_at <= db_now(),
+    has_attempt_left(),
+    _has_status(LIVE),
 )
+_DUE_AND_MINE = _DUE.with_for_update(skip_locked=True)
+_version: ColumnElement[str] = cast(literal_column("ncr_jobs.xmin"), Text())
+"""PostgreSQL's own: every write of the row, whatever it changes, gives it another."""
+
+_DUE_AS_SEEN = _DUE.add_columns(_version.label("version"))
 
 
 def _claimed(row: Any, worker: str, lease_seconds: float) -> dict[str, Any]:
@@ -330,6 +348,15 @@ _CLAIM = (
     .values({name: bindparam(f"new_{name}") for name in _CLAIMED_COLUMNS})
 )
 """Values are given as `new_…`. Made once: building takes as long as running it."""
+
+_AS_SEEN = (
+    select(jobs.c.id)
+    .where(jobs.c.task_id == bindparam("wanted"), _version == bindparam("seen"))
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+_CLAIM_AS_SEEN = with_line(_CLAIM.where(jobs.c.id == _AS_SEEN), jobs.c.task_id)
+"""Finds nothing where the row has been written since, or is being written."""
 
 
 def _record_files(connection: Connection, task_id: str, package: Sequence[PackageFile]) -> None:
