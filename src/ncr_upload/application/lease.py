@@ -61,6 +61,8 @@ class Lease:
                 loop.call_soon_threadsafe(running.cancel)
 
         self.when_ended(stop)
+        if self._ended is not None:  # before anybody listened
+            stop()
         try:
             return await work
         except asyncio.CancelledError:

@@ -51,8 +51,8 @@ class SqlClaims:
     @whole_transaction
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """See `Claims.claim`. The database's clock alone decides whether the task is due. The row of one that is belongs to
-        this transaction; one that somebody else writes is taken not to be due: to wait for it would keep the worker from
-        every other task."""
+        this transaction, or on PostgreSQL, which then needs none, is written only as it was read; one that somebody else
+        writes is taken not to be due: to wait for it would keep the worker from every other task."""
         with translated_errors(self._engine), self._claiming() as connection:
             due = _DUE_AS_SEEN if self._at_once else _DUE_AND_MINE
             found = connection.execute(due, {"wanted": task_id}).mappings().one_or_none()
@@ -187,7 +187,8 @@ class SqlClaims:
     def _find_finished(self, claim: Claim, status: Status) -> Task | None:
         with self._engine.connect().execution_options(**READ_ONLY) as connection:
             row = read_row(connection, claim.task.task_id)
-        return task_of(row) if row["status"] == status.value and row["fence"] == claim.fence else None
+        ended = row is not None and row["status"] == status.value and row["fence"] == claim.fence
+        return task_of(row) if ended else None
 
     @whole_transaction
     def put_back(
