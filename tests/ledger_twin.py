@@ -348,11 +348,11 @@ class MemoryLedger:
         message: str,
         problem: Problem | None,
         also: Recording | None = None,
-    ) -> None:
+    ) -> Task:
         with self._lock:
             row = self._rows[claim.task.task_id]
             if row.task.status is status and row.fence == claim.fence:
-                return
+                return row.task
             row = self._movable(claim, status)
             if also is not None:
                 also(None)
@@ -361,6 +361,7 @@ class MemoryLedger:
             row.claimable_at = None
             self._change(row, status=status, stage=stage, message=message, problem=problem, finished_at=self._clock())
             self._note(row, status.value, claim.worker, message)
+            return row.task
 
     def put_back(
         self,
@@ -371,7 +372,7 @@ class MemoryLedger:
         delay_seconds: float,
         spend_attempt: bool,
         waits_for: str | None = None,
-    ) -> None:
+    ) -> Task:
         with self._lock:
             row = self._movable(claim, Status.PENDING)
             if row.cancel_requested:
@@ -389,6 +390,7 @@ class MemoryLedger:
                 due_at=row.claimable_at,
             )
             self._note(row, "put_back", claim.worker, message)
+            return row.task
 
     # --- Recovery
 

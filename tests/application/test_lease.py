@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from fault_table import fault
 from ledger_twin import MemoryLedger
 from ncr_upload.application.lease import Lease
-from ncr_upload.domain.errors import CancelRequested, LeaseLost, Unavailable
+from ncr_upload.domain.errors import CancelRequested, HandedOver, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, NewJob, Task
 
 
@@ -88,3 +89,17 @@ def test_a_process_that_stood_still_for_longer_than_its_lease_does_not_renew_it(
         wait_for_end(lease)
         assert isinstance(lease.ended, LeaseLost)
     assert renewed == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_runs_under_a_lease_is_stopped_when_it_ends_or_has_ended(ledger: MemoryLedger, late: bool) -> None:
+    async def work() -> None:
+        if not late:
+            lease.end(HandedOver())
+        await asyncio.sleep(30)
+
+    with Lease(ledger, claim_one(ledger, 20), renew_seconds=5) as lease:
+        if late:
+            lease.end(HandedOver())
+        with pytest.raises(HandedOver):
+            lease.run(work())

@@ -142,9 +142,10 @@ def test_a_finish_repeated_after_a_lost_answer_records_once(ledger: Ledger) -> N
     claim = ledger.uploading(task)
     recorded: list[int] = []
     for _ in range(2):
-        ledger.claims.finish(
+        ended = ledger.claims.finish(
             claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None, also=lambda _: recorded.append(1)
         )
+        assert ended == ledger.submissions.task(task.task_id)
     assert recorded == [1]
     assert [event.kind for event in ledger.submissions.history(task.task_id)].count("completed") == 1
 
@@ -159,9 +160,8 @@ def test_due_tasks_are_told_oldest_first_without_the_newest(ledger: Ledger) -> N
 
 def test_a_task_put_back_waits_until_it_is_due(ledger: Ledger) -> None:
     (task,) = ledger.accept("job-1")
-    ledger.claims.put_back(ledger.claim(task), problem=PROBLEM, message="later", delay_seconds=60, spend_attempt=True)
-    waiting = ledger.submissions.task(task.task_id)
-    assert waiting is not None
+    waiting = ledger.claims.put_back(ledger.claim(task), problem=PROBLEM, message="later", delay_seconds=60, spend_attempt=True)
+    assert waiting == ledger.submissions.task(task.task_id)
     assert (waiting.status, waiting.problem, waiting.message) == (Status.PENDING, PROBLEM, "later")
     assert waiting.due_at is not None
     assert waiting.due_at > waiting.updated_at + 59

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from databases import SERVERS
@@ -69,6 +69,33 @@ def test_a_finish_and_its_recording_are_one_transaction(ledger: Ledger, engine: 
     with pytest.raises(Unavailable):
         ledger.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None, also=broken)
     assert ledger.status(task) is Status.UPLOADING
+
+
+@fault(
+    "Ledger: a due job's row is written between a claim's look at it and its write",
+    injector="a statement in between",
+    invariants="LO",
+    outcome="not claimed, nothing written; due as before",
+)
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_claim_takes_the_row_only_as_it_has_seen_it(ledger: Ledger, engine: Engine) -> None:
+    (task,) = ledger.accept("job-1")
+    late = create_engine(engine.url)
+    written: list[str] = []
+
+    def write_between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "xmin" in statement and statement.startswith("WITH") and not written:
+            written.append(statement)
+            with late.begin() as connection:
+                connection.execute(text("UPDATE ncr_jobs SET publish_fence = 7 WHERE task_id = :t"), {"t": task.task_id})
+
+    event.listen(engine, "before_cursor_execute", write_between)
+    assert ledger.claims.claim(task.task_id, "w1", 20) is None
+    late.dispose()
+    assert written
+    assert [line.kind for line in ledger.submissions.history(task.task_id)] == ["accepted"]
+    claim = ledger.claim(task)
+    assert (claim.fence, claim.publish_fence) == (1, 7)
 
 
 def test_the_recorded_package_is_the_last_one_recorded(ledger: Ledger, engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
@@ -74,8 +73,8 @@ def run_task(
         _clean_up_after(task_id, ports.pipeline)
         return None
     reach("claim:after")
-    failure = _attempt(claim, ports, options, reach, leaving or Leaving())
-    task = ports.submissions.task(task_id)
+    failure, task = _attempt(claim, ports, options, reach, leaving or Leaving())
+    task = task or ports.submissions.task(task_id)
     assert task is not None
     if task.finished_at is not None:
         remove_workspaces(options.pipeline.work_dir, task_id, make_cache(ports.pipeline, options.pipeline))
@@ -93,93 +92,72 @@ def _clean_up_after(task_id: str, ports: PipelinePorts) -> None:
             raise Unavailable(error.code, error.message, error.next_step) from error
 
 
-def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Reach, leaving: Leaving) -> Exception | None:
+Outcome = tuple[Exception | None, Task | None]
+"""The failure, if any, and the task as it was written down; None where that is not known."""
+
+
+def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Reach, leaving: Leaving) -> Outcome:
     lease = Lease(ports.pipeline.claims, claim, renew_seconds=options.lease_renew_seconds)
     live = LiveStatus(ports.board, claim)
     delivery = Delivery(claim, ports.pipeline, options.pipeline, lease, live, reach)
     with lease, live, leaving.heard_by(lambda: lease.end(HandedOver())):
         try:
-            asyncio.run(_run_under(lease, delivery))
+            delivery.run()
         except LeaseLost as failure:
-            return failure
+            return failure, None
         except Exception as failure:  # noqa: BLE001 - the one place that must settle whatever happened
             return _settled(delivery, failure, options)
-    return None
+    return None, delivery.ended
 
 
-async def _run_under(lease: Lease, delivery: Delivery) -> None:
-    """Run the delivery; stop it when its claim ends."""
-    running = asyncio.current_task()
-    assert running is not None
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        with suppress(RuntimeError):  # the loop has ended by itself meanwhile
-            loop.call_soon_threadsafe(running.cancel)
-
-    lease.when_ended(stop)
-    try:
-        await delivery.run()
-    except asyncio.CancelledError:
-        if lease.ended is not None:
-            raise lease.ended from None
-        raise
-
-
-def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Exception:
+def _settled(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Outcome:
     try:
         try:
-            _settle(delivery, failure, options)
+            return failure, _settle(delivery, failure, options)
         except CancelRequested as cancelled:
-            _settle(delivery, cancelled, options)
-            return cancelled
+            return cancelled, _settle(delivery, cancelled, options)
     except LeaseLost as lost:
         # Somebody else owns the task by now, or its end was committed although the answer was lost.
-        return lost
-    return failure
+        return lost, None
 
 
-def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> None:
+def _settle(delivery: Delivery, failure: Exception, options: WorkerOptions) -> Task | None:
     """Write down how the attempt failed: to be tried again, to wait for the destination, or for good."""
     claim, claims = delivery.claim, delivery.ports.claims
     stage = delivery.live.stage
     if isinstance(failure, CancelRequested):
         problem = Problem(failure.code, "cancelled", failure.message, failure.next_step)
-        claims.finish(claim, status=Status.CANCELLED, stage=stage, message=failure.message, problem=problem)
-        return
+        return claims.finish(claim, status=Status.CANCELLED, stage=stage, message=failure.message, problem=problem)
     if isinstance(failure, HandedOver):
-        _hand_over(claim, claims, failure)
-        return
+        return _hand_over(claim, claims, failure)
     error_class = classify(failure)
     plan = _plan(delivery, failure, error_class, options)
     attempt = count_attempt(claim.task.attempt, claim.task.max_attempts)
     if isinstance(failure, DestinationParked):
         parked = park(delivery.ports.parking, delivery.ports.dropoff.destination, failure, options.parking)
         if parked is not None and isinstance(plan, Retry):
-            _wait_for_probe(delivery, parked, plan, options)
-            return
+            return _wait_for_probe(delivery, parked, plan, options)
     problem = describe(failure, error_class, delivery.task)
     if isinstance(plan, Retry):
         spent = attempt if plan.spend_attempt else f"{attempt}, not counted"
         message = (
             f"{error_class.value}: {problem.message}. {problem.next_step} ({spent}; next try in {plan.delay_seconds:.0f} s)"
         )
-        claims.put_back(
+        return claims.put_back(
             claim, problem=problem, message=message, delay_seconds=plan.delay_seconds, spend_attempt=plan.spend_attempt
         )
-        return
     if delivery.announced_publish:
         problem = warn_of_delivery(problem, claim.task)
     message = f"{error_class.value}: {problem.message}. {problem.next_step} ({attempt}; given up: {plan.reason})"
-    claims.finish(claim, status=Status.FAILED, stage=stage, message=message, problem=problem)
+    return claims.finish(claim, status=Status.FAILED, stage=stage, message=message, problem=problem)
 
 
-def _hand_over(claim: Claim, claims: Claims, order: HandedOver) -> None:
+def _hand_over(claim: Claim, claims: Claims, order: HandedOver) -> Task:
     """Whoever takes the job next begins at once, and with the same attempt number."""
     problem = Problem(order.code, ErrorClass.DEFERRED.value, order.message, order.next_step)
     attempt = f"{count_attempt(claim.task.attempt, claim.task.max_attempts)}, not counted; next try at once"
     message = f"{problem.error_class}: {problem.message}. {problem.next_step} ({attempt})"
-    claims.put_back(claim, problem=problem, message=message, delay_seconds=0, spend_attempt=False)
+    return claims.put_back(claim, problem=problem, message=message, delay_seconds=0, spend_attempt=False)
 
 
 def _plan(delivery: Delivery, failure: Exception, error_class: ErrorClass, options: WorkerOptions) -> Retry | GiveUp:
@@ -202,13 +180,13 @@ def _plan(delivery: Delivery, failure: Exception, error_class: ErrorClass, optio
     return plan
 
 
-def _wait_for_probe(delivery: Delivery, parked: Parked, plan: Retry, options: WorkerOptions) -> None:
+def _wait_for_probe(delivery: Delivery, parked: Parked, plan: Retry, options: WorkerOptions) -> Task | None:
     """Put the task back until the destination is healed, but no longer than PARK_HOURS."""
     claim, destination = delivery.claim, parked.destination
     remaining_seconds = options.parking.park_seconds - (claim.task.updated_at - claim.task.created_at)
     attempt = count_attempt(claim.task.attempt, claim.task.max_attempts)
     problem = Problem(parked.code, ErrorClass.PARKED.value, parked.message, parked.next_step)
-    delivery.ports.claims.put_back(
+    waiting = delivery.ports.claims.put_back(
         claim,
         problem=problem,
         message=f"parked: {tell_parked(parked)}. {parked.next_step} ({attempt}, not counted)",
@@ -218,6 +196,8 @@ def _wait_for_probe(delivery: Delivery, parked: Parked, plan: Retry, options: Wo
     )
     if delivery.ports.parking.find_parked(destination) is None:  # healed before it knew that this task waits
         delivery.ports.parking.heal(destination, f"the destination {destination} works again")
+        return None
+    return waiting
 
 
 def warn_of_delivery(problem: Problem, task: Task) -> Problem:

@@ -1,14 +1,14 @@
-"""The live view of one attempt: posted to the status board from a thread of its own, a few times a second at most."""
+"""The live view of one attempt: posted to the status board from another thread, a few times a second at most."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
 from ncr_upload.application.ports import StatusBoard
+from ncr_upload.application.ticker import Ticker
 from ncr_upload.application.views import view_of
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Claim, Stage, Status, Task, progress_percent
@@ -28,19 +28,16 @@ class LiveStatus:
         self._task = claim.task
         self._done_bytes = 0
         self._total_bytes = 0
-        self._changed = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"live-{claim.task.task_id}", daemon=True)
+        self._changed = True
+        self._posted_at = time.monotonic()
+        self._ticker = Ticker("live", self._tick, FIRST_POST_SECONDS)
 
     def __enter__(self) -> LiveStatus:
-        self._changed.set()
-        self._thread.start()
+        self._ticker.begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._closed.set()
-        self._changed.set()
-        self._thread.join(timeout=REFRESH_SECONDS)
+        self._ticker.end(REFRESH_SECONDS)
 
     @property
     def stage(self) -> Stage:
@@ -51,25 +48,23 @@ class LiveStatus:
         """A new stage, of which `total_bytes` are to move."""
         self._done_bytes, self._total_bytes = 0, total_bytes
         self._task = replace(self._task, status=status, stage=stage, message=message)
-        self._changed.set()
+        self._changed = True
 
     def add_bytes(self, count: int) -> None:
         """So many more bytes of this stage have moved."""
         self._done_bytes += count
-        self._changed.set()
+        self._changed = True
 
     def know(self, **facts: str | int) -> None:
         """Facts learned on the way: `sku`, `verdict`, `files`, `bytes`."""
         self._task = replace(self._task, **facts)  # type: ignore[arg-type]
 
-    def _run(self) -> None:
-        self._closed.wait(FIRST_POST_SECONDS)
-        while not self._closed.is_set():
-            self._changed.wait(REFRESH_SECONDS)
-            self._changed.clear()
-            if not self._closed.is_set():
-                post_quietly(self._board, self._snapshot(), fence=self._fence, live=True)
-                self._closed.wait(POSTS_APART_SECONDS)
+    def _tick(self) -> float:
+        now = time.monotonic()
+        if self._changed or now - self._posted_at >= REFRESH_SECONDS:
+            self._changed, self._posted_at = False, now
+            post_quietly(self._board, self._snapshot(), fence=self._fence, live=True)
+        return POSTS_APART_SECONDS
 
     def _snapshot(self) -> Task:
         progress = progress_percent(self._task.stage, self._done_bytes, self._total_bytes)

@@ -41,7 +41,7 @@ from ncr_upload.application.ports import (
 from ncr_upload.application.workspace import Workspace
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import CancelRequested, DeliveryError, PackageChanged, Rejected, Unavailable
-from ncr_upload.domain.jobs import Claim, Problem, Stage, Status
+from ncr_upload.domain.jobs import Claim, Problem, Stage, Status, Task
 from ncr_upload.domain.layout import plan_layout
 from ncr_upload.domain.packages import PackageFile, PlannedFile
 from ncr_upload.domain.retries import ErrorClass
@@ -103,17 +103,22 @@ class Delivery:
         self.staged = Staged(0, 0)
         self.early_bytes = 0
         self.began = time.monotonic()
+        self.ended: Task | None = None
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Deliver, or end with the validator's "no". Raises `DeliveryError` for everything else."""
         if self.claim.cancel_requested:
             raise CancelRequested(self.task.task_id)
-        if await self.resume_publish():
+        if self.claim.publish_fence is not None and self.lease.run(self.resume_publish()):
             return
         self.require_attempt()
-        await self.require_open_destination()
-        source = await self.look_up()
-        plan = await self.plan(source)
+        self.require_open_destination()
+        source = self.look_up()
+        plan = self.plan(source)
+        self.lease.run(self.deliver(plan))
+
+    async def deliver(self, plan: Sequence[PlannedFile]) -> None:
+        """What asks others than the databases: in an event loop."""
         with Workspace(self.options.work_dir, self.task.task_id, self.claim.fence, self.cache.clear) as workspace:
             async with self.download(plan, workspace) as downloads:
                 if self.options.stage_before_verdict:
@@ -128,7 +133,7 @@ class Delivery:
             await self.refuse(verdict)
             return
         await self.pass_validation(verdict)
-        await self.require_open_destination()
+        await self._call(self.require_open_destination)
         patience_seconds = time.monotonic() - self.began  # when it comes again, it is zipped and judged again
         async with self.ports.dropoff.session(patience_seconds) as destination:
             await self.adopt(destination)
@@ -162,8 +167,6 @@ class Delivery:
 
     async def resume_publish(self) -> bool:
         """If an earlier attempt's publish went through although nobody heard of it: record that, and be done."""
-        if self.claim.publish_fence is None:
-            return False
         async with self.ports.dropoff.session() as destination:
             self.lease.check()
             await destination.adopt(self.task.task_id, self.claim.fence)
@@ -186,14 +189,14 @@ class Delivery:
                 f"Look for task_id {self.task.task_id} in the workers' logs, then submit the job again.",
             )
 
-    async def require_open_destination(self) -> None:
+    def require_open_destination(self) -> None:
         """Nothing is fetched for, nor asked of, a destination that is known to be parked. Raises `StillParked`."""
-        await self._call(require_open, self.ports.parking, self.ports.dropoff.destination)
+        self._ask(require_open, self.ports.parking, self.ports.dropoff.destination)
 
-    async def look_up(self) -> StudioJob:
+    def look_up(self) -> StudioJob:
         """SKU and gate."""
         self.reach("lookup:before")
-        source = await self._call(self.ports.catalogue.find_job, self.task.job_id, self.task.row_id)
+        source = self._ask(self.ports.catalogue.find_job, self.task.job_id, self.task.row_id)
         if not source.awaiting:
             raise Rejected(
                 "not_awaiting_upload",
@@ -205,13 +208,16 @@ class Delivery:
         self.reach("lookup:after")
         return source
 
-    async def plan(self, source: StudioJob) -> Sequence[PlannedFile]:
+    def plan(self, source: StudioJob) -> Sequence[PlannedFile]:
         """Which files, and where each goes. Everything that can be refused without a download is refused here."""
-        listed = await self._call(self.ports.catalogue.list_files, self.task.job_id)
+        listed = self._ask(self.ports.catalogue.list_files, self.task.job_id)
         selection = select_files(listed, self.options.file_selection, job_id=self.task.job_id)
         layout = plan_layout(selection.files, source.sku, self.options.layout_collisions)
         facts = [f"SKU {source.sku}.", selection.summary, *layout.notes]
-        await self._advance(Status.PROCESSING, Stage.LOOKUP, " ".join(facts), sku=source.sku)
+        status, stage, message = Status.PROCESSING, Stage.LOOKUP, " ".join(facts)
+        self.live.show(status, stage, message)
+        advance = self.ports.claims.advance
+        self._ask(lambda: advance(self.claim, status=status, stage=stage, message=message, sku=source.sku))
         return layout.files
 
     @asynccontextmanager
@@ -413,11 +419,19 @@ class Delivery:
 
     async def _finish(self, status: Status, stage: Stage, message: str, problem: Problem | None, rows: Recording) -> None:
         self.lease.conclude()
-        await self._call(
+        self.ended = await self._call(
             lambda: self.ports.claims.finish(
                 self.claim, status=status, stage=stage, message=message, problem=problem, also=rows
             )
         )
+
+    def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        """As long as nothing runs beside it, without an event loop: most jobs that are refused never need one."""
+        self.lease.check()
+        try:
+            return function(*arguments)
+        finally:
+            self.lease.check()
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         """In a thread that stays for the next job too: one of the loop's own would be started and ended for each."""

@@ -461,8 +461,9 @@ class Claims(Protocol):
         message: str,
         problem: Problem | None,
         also: Recording | None = None,
-    ) -> None:
-        """End the task in a terminal status, in the stage where it ended, with `also`, in one transaction.
+    ) -> Task:
+        """End the task in a terminal status, in the stage where it ended, with `also`, in one transaction; the task as it is
+        then.
 
         If the commit's answer is lost, the row itself is asked; calling it again after it worked is harmless.
         """
@@ -476,9 +477,9 @@ class Claims(Protocol):
         delay_seconds: float,
         spend_attempt: bool,
         waits_for: str | None = None,
-    ) -> None:
+    ) -> Task:
         """Give the task back to wait `delay_seconds`, or until the parked destination `waits_for` is healed; an unspent
-        attempt is not counted. Raises `CancelRequested` when the caller has cancelled it meanwhile."""
+        attempt is not counted. The task as it is then. Raises `CancelRequested` when the caller has cancelled it meanwhile."""
 
 
 class Recovery(Protocol):

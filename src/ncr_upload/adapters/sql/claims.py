@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -11,23 +12,27 @@ from sqlalchemy import (
     Connection,
     Double,
     Engine,
+    Select,
+    Text,
     Update,
     bindparam,
     case,
+    cast,
     delete,
     insert,
     literal,
+    literal_column,
     select,
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, task_of, write_event
+from ncr_upload.adapters.sql.engine import AT_ONCE, READ_ONLY, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.rows import has_attempt_left, line_of, problem_columns, read_row, task_of, with_line, write_event
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
-from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, may_follow
+from ncr_upload.domain.jobs import LIVE, Claim, Problem, Stage, Status, Task, may_follow
 from ncr_upload.domain.packages import DeliveredFile, PackageFile, PackageSize, measure
 from ncr_upload.domain.retries import count_attempt
 
@@ -40,37 +45,42 @@ class SqlClaims:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._tells = engine.dialect.update_returning
+        self._at_once = engine.dialect.name == "postgresql"
 
     @whole_transaction
     def claim(self, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
         """See `Claims.claim`. The database's clock alone decides whether the task is due. The row of one that is belongs to
-        this transaction; one that somebody else writes is taken not to be due: to wait for it would keep the worker from
-        every other task."""
-        with translated_errors(self._engine), self._engine.begin() as connection:
-            found = connection.execute(_DUE, {"wanted": task_id}).mappings().one_or_none()
+        this transaction, or on PostgreSQL, which then needs none, is written only as it was read; one that somebody else
+        writes is taken not to be due: to wait for it would keep the worker from every other task."""
+        with translated_errors(self._engine), self._claiming() as connection:
+            due = _DUE_AS_SEEN if self._at_once else _DUE_AND_MINE
+            found = connection.execute(due, {"wanted": task_id}).mappings().one_or_none()
             if found is None:
                 return None
             changed = _claimed(found, worker[:255], lease_seconds)
-            connection.execute(_CLAIM, {"wanted": task_id, **{f"new_{name}": value for name, value in changed.items()}})
             row = {**found, **changed}
             task = task_of(row)
-            write_event(
-                connection,
-                task_id,
-                attempt=task.attempt,
-                stage=Stage.LOOKUP,
-                kind="claimed",
-                actor=worker,
-                message=f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row['fence']})",
-            )
+            message = f"{task.message}: {count_attempt(task.attempt, task.max_attempts)} begins (fence {row['fence']})"
+            line: Any = {"attempt": task.attempt, "stage": Stage.LOOKUP, "kind": "claimed", "actor": worker, "message": message}
+            values = {"wanted": task_id, **{f"new_{name}": value for name, value in changed.items()}}
+            if self._at_once:
+                claimed = connection.execute(_CLAIM_AS_SEEN, values | {"seen": row["version"]} | line_of(**line))
+                if claimed.first() is None:
+                    return None
+            else:
+                connection.execute(_CLAIM, values)
+                write_event(connection, task_id, **line)
         return Claim(task, row["fence"], worker, lease_seconds, bool(row["cancel_requested"]), row["publish_fence"])
+
+    def _claiming(self) -> AbstractContextManager[Connection]:
+        return self._engine.connect().execution_options(**AT_ONCE) if self._at_once else self._engine.begin()
 
     @whole_transaction
     def renew(self, claim: Claim) -> None:
         """See `Claims.renew`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
-            mine = {"wanted": claim.task.task_id, "under": claim.fence, "lease": claim.lease_seconds}
-            renewed = connection.execute(_RENEW, mine)
+            renewed = connection.execute(_RENEW, _mine(claim) | {"lease": claim.lease_seconds})
             if renewed.rowcount != 1:
                 raise LeaseLost(claim.task.task_id, claim.fence)
             _refuse_cancelled(connection, claim)
@@ -126,7 +136,7 @@ class SqlClaims:
         with translated_errors(self._engine), self._engine.begin() as connection:
             if announce_publish:
                 _refuse_cancelled(connection, claim)
-            self._move(connection, claim, status, values)
+            _move(connection, claim, _moving(status).values(**values), {})
             if files is not None:
                 _record_files(connection, claim.task.task_id, files)
             remark = also(connection) if also is not None else None
@@ -150,34 +160,35 @@ class SqlClaims:
         message: str,
         problem: Problem | None,
         also: Recording | None = None,
-    ) -> None:
+    ) -> Task:
         """See `Claims.finish`."""
         values = {"stage": stage.value, "message": message, **problem_columns(problem)}
         ended = {f"new_{name}": value for name, value in values.items()}
+        line: Any = {"attempt": claim.task.attempt, "stage": stage, "kind": status.value, "actor": claim.worker}
         with translated_errors(self._engine):
             try:
+                if self._at_once and also is None:
+                    given = ended | line_of(**line, message=message)
+                    with self._engine.connect().execution_options(**AT_ONCE) as connection:
+                        return _told(connection, claim, _finishing_with_line(status), given)
                 with self._engine.begin() as connection:
-                    self._run_move(connection, claim, _finishing(status), ended)
+                    task = _move_and_tell(connection, claim, _finishing(status, self._tells), ended)
                     remark = also(connection) if also is not None else None
-                    write_event(
-                        connection,
-                        claim.task.task_id,
-                        attempt=claim.task.attempt,
-                        stage=stage,
-                        kind=status.value,
-                        actor=claim.worker,
-                        message=f"{message}; {remark}" if remark else message,
-                    )
+                    whole = f"{message}; {remark}" if remark else message
+                    write_event(connection, claim.task.task_id, **line, message=whole)
             except (SQLAlchemyError, LeaseLost):
                 # The commit may have happened although its answer was lost, now or on an earlier call.
-                if not self._has_finished(claim, status):
+                found = self._find_finished(claim, status)
+                if found is None:
                     raise
+                return found
+        return task
 
-    def _has_finished(self, claim: Claim, status: Status) -> bool:
-        query = select(jobs.c.status, jobs.c.fence).where(jobs.c.task_id == claim.task.task_id)
+    def _find_finished(self, claim: Claim, status: Status) -> Task | None:
         with self._engine.connect().execution_options(**READ_ONLY) as connection:
-            row = connection.execute(query).one()
-        return bool(row.status == status.value and row.fence == claim.fence)
+            row = read_row(connection, claim.task.task_id)
+        ended = row is not None and row["status"] == status.value and row["fence"] == claim.fence
+        return task_of(row) if ended else None
 
     @whole_transaction
     def put_back(
@@ -189,7 +200,7 @@ class SqlClaims:
         delay_seconds: float,
         spend_attempt: bool,
         waits_for: str | None = None,
-    ) -> None:
+    ) -> Task:
         """See `Claims.put_back`."""
         values = {
             "stage": Stage.QUEUED.value,
@@ -202,7 +213,8 @@ class SqlClaims:
         }
         with translated_errors(self._engine), self._engine.begin() as connection:
             _refuse_cancelled(connection, claim)
-            self._move(connection, claim, Status.PENDING, values)
+            move = _telling(_moving(Status.PENDING).values(**values), self._tells)
+            task = _move_and_tell(connection, claim, move, {})
             write_event(
                 connection,
                 claim.task.task_id,
@@ -212,15 +224,32 @@ class SqlClaims:
                 actor=claim.worker,
                 message=message,
             )
+        return task
 
-    def _move(self, connection: Connection, claim: Claim, status: Status, values: dict[str, Any]) -> None:
-        self._run_move(connection, claim, _moving(status).values(**values), {})
 
-    def _run_move(self, connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> None:
-        """One status move under the fence; from an illegal status it is refused like a lost lease."""
-        moved = connection.execute(move, {"wanted": claim.task.task_id, "under": claim.fence, **values})
-        if moved.rowcount != 1:
-            raise LeaseLost(claim.task.task_id, claim.fence)
+def _move(connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> None:
+    """One status move under the fence; from an illegal status it is refused like a lost lease."""
+    if connection.execute(move, _mine(claim) | values).rowcount != 1:
+        raise LeaseLost(claim.task.task_id, claim.fence)
+
+
+def _move_and_tell(connection: Connection, claim: Claim, move: Update, values: dict[str, Any]) -> Task:
+    """The same, for a move that returns the row where the database can: the task as it is now."""
+    if not move.returning_column_descriptions:
+        _move(connection, claim, move, values)
+        return task_of(read_row(connection, claim.task.task_id))
+    return _told(connection, claim, move, values)
+
+
+def _told(connection: Connection, claim: Claim, move: Update | Select[Any], values: dict[str, Any]) -> Task:
+    row = connection.execute(move, _mine(claim) | values).mappings().one_or_none()
+    if row is None:
+        raise LeaseLost(claim.task.task_id, claim.fence)
+    return task_of(row)
+
+
+def _mine(claim: Claim) -> dict[str, Any]:
+    return {"wanted": claim.task.task_id, "under": claim.fence}
 
 
 def _refuse_cancelled(connection: Connection, claim: Claim) -> None:
@@ -258,27 +287,38 @@ def _moving(status: Status) -> Update:
 
 
 @cache
-def _finishing(status: Status) -> Update:
+def _finishing(status: Status, tells: bool) -> Update:
     """Values are given as `new_…`."""
     given = ("stage", "message", *problem_columns(None))
-    return _moving(status).values(
+    move = _moving(status).values(
         claimable_at=None,
         finished_at=db_now(),
         staging_due_at=_moved_on(jobs.c.staging_due_at, CLEANING_GRACE_SECONDS),
         **{name: bindparam(f"new_{name}") for name in given},
     )
+    return _telling(move, tells)
 
 
-_DUE = (
-    select(jobs, db_now().label("now"))
-    .where(
-        jobs.c.task_id == bindparam("wanted"),
-        jobs.c.claimable_at <= db_now(),
-        has_attempt_left(),
-        _has_status(LIVE),
-    )
-    .with_for_update(skip_locked=True)
+@cache
+def _finishing_with_line(status: Status) -> Select[Any]:
+    return with_line(_finishing(status, tells=False), *jobs.c)
+
+
+def _telling(move: Update, tells: bool) -> Update:
+    return move.returning(jobs) if tells else move
+
+
+_DUE = select(jobs, db_now().label("now")).where(
+    jobs.c.task_id == bindparam("wanted"),
+    jobs.c.claimable_at <= db_now(),
+    has_attempt_left(),
+    _has_status(LIVE),
 )
+_DUE_AND_MINE = _DUE.with_for_update(skip_locked=True)
+_version: ColumnElement[str] = cast(literal_column("ncr_jobs.xmin"), Text())
+"""PostgreSQL's own: every write of the row, whatever it changes, gives it another."""
+
+_DUE_AS_SEEN = _DUE.add_columns(_version.label("version"))
 
 
 def _claimed(row: Any, worker: str, lease_seconds: float) -> dict[str, Any]:
@@ -309,6 +349,15 @@ _CLAIM = (
     .values({name: bindparam(f"new_{name}") for name in _CLAIMED_COLUMNS})
 )
 """Values are given as `new_…`. Made once: building takes as long as running it."""
+
+_AS_SEEN = (
+    select(jobs.c.id)
+    .where(jobs.c.task_id == bindparam("wanted"), _version == bindparam("seen"))
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+_CLAIM_AS_SEEN = with_line(_CLAIM.where(jobs.c.id == _AS_SEEN), jobs.c.task_id)
+"""Finds nothing where the row has been written since, or is being written."""
 
 
 def _record_files(connection: Connection, task_id: str, package: Sequence[PackageFile]) -> None:

@@ -39,6 +39,8 @@ RESTED_SECONDS = 0.1
 """A connection used again sooner is taken to be alive: no server starts again within that."""
 
 READ_ONLY = {"ncr_read_only": True}
+AT_ONCE = {"ncr_at_once": True}
+"""Each statement is a transaction by itself. On PostgreSQL only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def open_engine(
                 connect_args={"connect_timeout": connect_seconds, "options": timeouts, **_postgresql_tls(tls)},
                 **options,
             )
-            event.listen(engine, "set_connection_execution_options", _read_without_transaction)
+            event.listen(engine, "set_connection_execution_options", _go_without_transaction)
             event.listen(engine, "checkin", _write_in_transactions)
         case "mysql" | "mariadb":
             connect_args = {
@@ -107,10 +109,10 @@ def open_engine(
     return engine
 
 
-def _read_without_transaction(connection: Connection, options: dict[str, Any]) -> None:
-    """BEGIN and ROLLBACK around a query are two round trips more, and each query sees its own moment anyway. Told to the
+def _go_without_transaction(connection: Connection, options: dict[str, Any]) -> None:
+    """BEGIN and COMMIT around one statement are two round trips more, and each query sees its own moment anyway. Told to the
     driver itself: SQLAlchemy's AUTOCOMMIT would leave every later BEGIN with an isolation level to be read."""
-    if options.get("ncr_read_only"):
+    if options.keys() & {*READ_ONLY, *AT_ONCE}:
         connection.connection.dbapi_connection.autocommit = True  # type: ignore[union-attr]
 
 

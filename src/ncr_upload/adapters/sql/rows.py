@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, insert, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, Update, and_, bindparam, insert, or_, select
 
 from ncr_upload.adapters.sql.tables import db_now, events, jobs
 from ncr_upload.domain.jobs import Problem, Stage, Status, Task, progress_percent
@@ -97,3 +97,21 @@ def write_event(connection: Connection, task_id: str, *, attempt: int, stage: st
     """Add a line to the task's history."""
     line = {"task_id": task_id, "attempt": attempt, "stage": stage, "kind": kind, "actor": actor[:255], "message": message}
     connection.execute(_EVENT, line)
+
+
+def line_of(*, attempt: int, stage: str, kind: str, actor: str, message: str) -> dict[str, Any]:
+    """What `with_line` is given for the line of the history."""
+    return {"line_attempt": attempt, "line_stage": stage, "line_kind": kind, "line_actor": actor[:255], "line_message": message}
+
+
+def with_line(move: Update, *told: Column[Any]) -> Select[Any]:
+    """On PostgreSQL: the change of a task's row, and if there is one the line of its history, in one statement, which needs no
+    transaction. Finds these columns of the row as it is then."""
+    moved = move.returning(*told).cte("moved")
+    given = [bindparam(name, type_=events.c[name.removeprefix("line_")].type) for name in _LINE]
+    columns = ["task_id", "at", *(name.removeprefix("line_") for name in _LINE)]
+    line = insert(events).from_select(columns, select(moved.c.task_id, db_now(), *given)).cte("line")
+    return select(moved).add_cte(line)
+
+
+_LINE = ("line_attempt", "line_stage", "line_kind", "line_actor", "line_message")

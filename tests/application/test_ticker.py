@@ -1,0 +1,107 @@
+"""What is done beside an attempt: when it is due, no longer than the attempt, in a thread that stays."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+from ncr_upload.application.ticker import NEVER, Ticker
+
+PATIENCE_SECONDS = 5.0
+
+
+def wait_for(happened: threading.Event) -> None:
+    assert happened.wait(10)
+
+
+def test_it_ticks_as_often_as_it_asks_for_and_not_after_its_end() -> None:
+    ticks: list[float] = []
+    three = threading.Event()
+
+    def tick() -> float:
+        ticks.append(time.monotonic())
+        if len(ticks) == 3:
+            three.set()
+        return 0.02
+
+    ticker = Ticker("often", tick, 0.02)
+    ticker.begin()
+    wait_for(three)
+    ticker.end(PATIENCE_SECONDS)
+    count = len(ticks)
+    time.sleep(0.1)
+    assert len(ticks) == count
+    assert all(later - earlier >= 0.02 for earlier, later in itertools.pairwise(ticks))
+
+
+def test_one_that_ends_before_its_first_tick_never_ticks_and_its_thread_serves_the_next() -> None:
+    names: list[int] = []
+    ticked = threading.Event()
+
+    def tick() -> float:
+        names.append(threading.get_ident())
+        ticked.set()
+        return NEVER
+
+    for _ in range(2):
+        ticker = Ticker("again", tick, 0.01)
+        ticker.begin()
+        wait_for(ticked)
+        ticked.clear()
+        ticker.end(PATIENCE_SECONDS)
+        early = Ticker("again", lambda: names.append(0) or NEVER, 30)  # type: ignore[func-returns-value]
+        early.begin()
+        early.end(PATIENCE_SECONDS)
+    assert len(names) == 2
+    assert len(set(names)) == 1
+
+
+def test_a_sleeping_thread_is_woken_for_one_that_is_due_sooner() -> None:
+    ticked = threading.Event()
+    slow = Ticker("woken", lambda: NEVER, 30)
+    slow.begin()
+    time.sleep(0.05)
+    slow.end(PATIENCE_SECONDS)
+    soon = Ticker("woken", lambda: ticked.set() or NEVER, 0.01)  # type: ignore[func-returns-value]
+    soon.begin()
+    wait_for(ticked)
+    soon.end(PATIENCE_SECONDS)
+
+
+def test_the_end_waits_for_a_tick_and_leaves_a_thread_that_does_not_come_back_behind() -> None:
+    began, go_on, ticked = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> float:
+        began.set()
+        go_on.wait()
+        return 0.01
+
+    hanging = Ticker("hangs", hang, 0)
+    hanging.begin()
+    wait_for(began)
+    at = time.monotonic()
+    hanging.end(0.05)
+    assert 0.04 <= time.monotonic() - at < 2
+    following = Ticker("hangs", lambda: ticked.set() or NEVER, 0)  # type: ignore[func-returns-value]
+    following.begin()
+    wait_for(ticked)
+    following.end(PATIENCE_SECONDS)
+    go_on.set()
+
+
+def test_a_tick_that_fails_is_the_last_one_and_its_thread_serves_the_next() -> None:
+    failed, ticked = threading.Event(), threading.Event()
+
+    def fail() -> float:
+        failed.set()
+        raise ValueError("broken")
+
+    failing = Ticker("fails", fail, 0)
+    failing.begin()
+    wait_for(failed)
+    failing.end(PATIENCE_SECONDS)
+    following = Ticker("fails", lambda: ticked.set() or NEVER, 0)  # type: ignore[func-returns-value]
+    following.begin()
+    wait_for(ticked)
+    following.end(PATIENCE_SECONDS)
