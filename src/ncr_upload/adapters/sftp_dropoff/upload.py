@@ -42,8 +42,8 @@ PROOF_BYTES = 64 * 1024
 BLOCKS_AHEAD = 4
 """Read from the disk in one go."""
 
-SMALL_BYTES = 64 * 1024
-"""Read without a thread, which would cost more than the read: what has just been written is in memory."""
+FROM_MEMORY = getattr(os, "RWF_NOWAIT", None)
+"""Has a read fail that would wait for the disk. Not every system has it, nor every file system."""
 
 HASHED_BYTES = 1024 * 1024
 """Read at once where nothing is sent."""
@@ -209,9 +209,7 @@ class Upload:
                 if not self.can_send:
                     return None
                 here = min(self.part.file.reached, self.size) - offset
-                if self.size <= SMALL_BYTES:
-                    self._source.read(offset, here)
-                else:
+                if not self._source.read_from_memory(offset, min(here, count)):
                     await asyncio.to_thread(self._source.read, offset, min(here, BLOCKS_AHEAD * count))
                 block = self._source.take(offset, count)
             if not block:
@@ -260,13 +258,32 @@ class _Source:
         start = offset - self._at
         return self._ahead[start : start + count] if 0 <= start < len(self._ahead) else None
 
+    def read_from_memory(self, offset: int, count: int) -> bool:
+        """As `read`, if the system has it in memory and nothing is to be hashed: a thread would cost more than that."""
+        if FROM_MEMORY is None or self._sha256 is not None:
+            return False
+        ahead = bytearray(count)
+        try:
+            if os.preadv(self._open(), [ahead], offset, FROM_MEMORY) < count:
+                return False
+        except OSError:
+            return False
+        self._keep(offset, count, ahead)
+        return True
+
     def read(self, offset: int, count: int) -> None:
         """Read ahead from there; for a thread, as it waits for the disk."""
-        if self._file is None:
-            self._file = self._opened()
-        ahead = os.pread(self._file.fileno(), count, offset)
+        ahead = os.pread(self._open(), count, offset)
         if self._sha256 is not None:
             self._sha256.update(ahead)
+        self._keep(offset, count, ahead)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = self._opened()
+        return self._file.fileno()
+
+    def _keep(self, offset: int, count: int, ahead: bytes | bytearray) -> None:
         self._at, self._ahead = offset, memoryview(ahead)
         if len(ahead) < count or offset + count >= self._size:
             self._close_file()
