@@ -8,7 +8,7 @@ import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.allowance import Allowance
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
-from ncr_upload.adapters.sftp_dropoff.wire import Answer, Wire
+from ncr_upload.adapters.sftp_dropoff.wire import Answer
 
 LINK_BYTES = 2 * 1024 * 1024
 """Under way in one connection: as much as OpenSSH takes unread in a channel, and no more, for what is asked meanwhile waits
@@ -71,7 +71,7 @@ class Track:
         self._flows = (link, flow)
         self._bytes = 0
         self._heard = 0.0
-        self._wire = Wire(remote.channel)
+        self._wire = remote.wire
         self._now = asyncio.get_running_loop().time
         self._limit_bytes = remote.channel.limits.max_write_len or LINK_BYTES
 
