@@ -15,7 +15,7 @@ import pytest
 from dropoff_place import DropoffPlace, place_on
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.package import plan_connections
-from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES
+from ncr_upload.adapters.sftp_dropoff.upload import ANEW, SPLIT_BYTES, WIDE_WINDOW_BYTES
 from ncr_upload.adapters.sftp_dropoff.wire import Wire, _take, quicken
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
@@ -220,14 +220,14 @@ async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
         quicken(connection)
         channel = await connection.start_sftp_client()
         wire = Wire(channel)
-        opened = await channel.open(str(file), "wb", block_size=0)
+        handle = await wire.open(str(file).encode(), ANEW)
         for start in range(0, len(content), 200_001):
-            answer = wire.write(opened, memoryview(content)[start : start + 200_001], start)
+            answer = wire.write(handle, memoryview(content)[start : start + 200_001], start)
             if start % 4 == 0:
                 assert (await channel.lstat(str(file))).size is not None
                 await answer
                 wire.check(answer)
-        await opened.close()
+        await wire.close(handle)
         opened_packets = connection._recv_pkthdr.__self__.packets  # type: ignore[attr-defined]
     assert file.read_bytes() == content
     aes = cipher.startswith("aes")

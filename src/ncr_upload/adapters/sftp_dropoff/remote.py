@@ -152,7 +152,8 @@ class Remote:
 
     async def rename(self, old: str, new: str) -> None:
         """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
-        await self.ask(f"rename {old} to {new}", self.channel.rename(old, new))
+        compose = self.channel.compose_path
+        await self.ask(f"rename {old} to {new}", self.wire.rename(compose(old), compose(new)))
 
     async def replace(self, old: str, new: str) -> None:
         """Rename a file over another that may be there: at once where the server has `posix-rename`."""
@@ -161,6 +162,24 @@ class Remote:
         else:
             await self._remove(new)
             await self.rename(old, new)
+
+    async def open(self, doing: str, path: str, flags: int) -> bytes:
+        """The handle."""
+        return await self.ask(doing, self.wire.open(self.channel.compose_path(path), flags))
+
+    async def close(self, doing: str, handle: bytes) -> None:
+        await self.ask(doing, self.wire.close(handle))
+
+    async def read_at(self, doing: str, handle: bytes, offset: int, count: int) -> bytes:
+        """Nothing at the end of the file."""
+
+        async def read() -> bytes:
+            try:
+                return (await self.channel._handler.read(handle, offset, count))[0]
+            except asyncssh.SFTPEOFError:
+                return b""
+
+        return await self.ask(doing, read())
 
     async def read(self, path: str) -> bytes:
         async def read() -> bytes:
@@ -181,8 +200,7 @@ class Remote:
         await self.ask(f"write {path}", write())
 
     async def set_time(self, path: str, mtime: int) -> None:
-        attrs = asyncssh.SFTPAttrs(atime=mtime, mtime=mtime)
-        await self.ask(f"set the time of {path}", self.channel.setstat(path, attrs))
+        await self.ask(f"set the time of {path}", self.wire.set_time(self.channel.compose_path(path), mtime))
 
     async def make_folder(self, path: str) -> None:
         """Make it in its parent, which must be there; it may exist."""

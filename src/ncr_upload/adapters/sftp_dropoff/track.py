@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import asyncssh
-
 from ncr_upload.adapters.sftp_dropoff.allowance import Allowance
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
 from ncr_upload.adapters.sftp_dropoff.wire import Answer
@@ -101,10 +99,10 @@ class Track:
         for flow in self._flows:
             await flow.have_room(count)
 
-    def write(self, file: asyncssh.SFTPClientFile, block: memoryview, offset: int) -> asyncio.Future[Answer]:
+    def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Answer]:
         if not self._bytes:
             self._heard = self._now()
-        answer = self._wire.write(file, block, offset)
+        answer = self._wire.write(handle, block, offset)
         self._bytes += len(block)
         for flow in self._flows:
             flow.bytes += len(block)

@@ -23,7 +23,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_DATA = 93, 94  # RFC 4254, 5.2
-FXP_WRITE, FXP_STATUS = 6, 101  # draft-ietf-secsh-filexfer-02, 3
+FXP_OPEN, FXP_CLOSE, FXP_WRITE, FXP_SETSTAT, FXP_RENAME = 3, 4, 6, 9, 18  # draft-ietf-secsh-filexfer-02, 3
+FXP_STATUS, FXP_HANDLE = 101, 102
+ATTR_ACMODTIME = 8
+NO_ATTRS = bytes(4)
+OK = bytes(4)
 BATCH_BYTES = 256 * 1024
 LARGE_BYTES = 128 * 1024
 """Sent at once; less waits for what else is asked in the same turn of the event loop, to share a packet with it."""
@@ -31,9 +35,9 @@ LARGE_BYTES = 128 * 1024
 NOISE_BYTES = 4096
 _LENGTH = struct.Struct(">I")
 _DATA = struct.Struct(">BBII")
-_ANSWER = struct.Struct(">IBI")
-_WRITE = struct.Struct(">IBII")
+_MESSAGE = struct.Struct(">IBI")
 _PLACE = struct.Struct(">QI")
+_TIMES = struct.Struct(">III")
 Answer = tuple[int, Any]
 
 
@@ -102,7 +106,7 @@ def _hand_over(channels: dict[int, Any], packet: bytes) -> bool:
 
 
 class Wire:
-    """One SFTP channel: the writes into it, and what it sends."""
+    """One SFTP channel: the requests that each file takes, and all that is sent and received in it."""
 
     def __init__(self, channel: asyncssh.SFTPClient) -> None:
         handler: Any = channel._handler
@@ -121,37 +125,61 @@ class Wire:
         self._noise = b""
         self.packets = 0
 
-    def write(self, file: asyncssh.SFTPClientFile, block: memoryview, offset: int) -> asyncio.Future[Answer]:
+    async def open(self, path: bytes, flags: int) -> bytes:
+        """The handle. This and all others raise what the server said, or why it said nothing."""
+        kind, packet = await self._ask(FXP_OPEN, _text(path) + _LENGTH.pack(flags) + NO_ATTRS)
+        if kind == FXP_HANDLE:
+            return bytes(packet.get_string())
+        self._check(kind, packet)
+        raise asyncssh.SFTPBadMessage("no handle in the answer to an open")
+
+    async def close(self, handle: bytes) -> None:
+        self._check(*await self._ask(FXP_CLOSE, _text(handle)))
+
+    async def rename(self, old: bytes, new: bytes) -> None:
+        self._check(*await self._ask(FXP_RENAME, _text(old) + _text(new)))
+
+    async def set_time(self, path: bytes, mtime: int) -> None:
+        self._check(*await self._ask(FXP_SETSTAT, _text(path) + _TIMES.pack(ATTR_ACMODTIME, mtime, mtime)))
+
+    def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Answer]:
         """Send it now; the server's answer comes later, for `check`. Raises `SFTPConnectionLost`."""
-        handler, handle, channel = self._handler, file.handle, self._channel
-        if handler._writer is None or handle is None or channel._send_state != "open":
-            raise asyncssh.SFTPConnectionLost("the channel is closed")
-        number = handler._next_pktid
-        handler._next_pktid = (number + 1) & 0xFFFFFFFF
-        answer = handler._requests[number] = self._loop.create_future()
-        rest = handle + _PLACE.pack(offset, len(block))
-        header = _WRITE.pack(9 + len(rest) + len(block), FXP_WRITE, number, len(handle)) + rest
-        channel._send_buf += ((header, None), (block, None))
-        channel._send_buf_len += len(header) + len(block)
-        if channel._send_buf_len >= LARGE_BYTES:
+        answer = self._ask(FXP_WRITE, _text(handle) + _PLACE.pack(offset, len(block)), block)
+        if self._channel._send_buf_len >= LARGE_BYTES:
             self._send()
-        else:
-            self._send_soon()
         return answer
 
     def check(self, answer: asyncio.Future[Answer]) -> None:
-        """Raises what the server said, or why it said nothing."""
-        kind, packet = answer.result()
+        self._check(*answer.result())
+
+    def _check(self, kind: int, packet: SSHPacket) -> None:
         if kind != FXP_STATUS:
-            raise asyncssh.SFTPBadMessage(f"unexpected answer {kind} to a write")
-        self._handler._process_status(packet)
+            raise asyncssh.SFTPBadMessage(f"unexpected answer {kind}")
+        if not packet.get_remaining_payload().startswith(OK):
+            self._handler._process_status(packet)
+
+    def _ask(self, kind: int, content: bytes, block: bytes | memoryview = b"") -> asyncio.Future[Answer]:
+        handler, channel = self._handler, self._channel
+        if handler._writer is None or channel._send_state != "open":
+            raise asyncssh.SFTPConnectionLost("the channel is closed")
+        number = handler._next_pktid
+        handler._next_pktid = (number + 1) & 0xFFFFFFFF
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        handler._requests[number] = answer
+        request = _MESSAGE.pack(5 + len(content) + len(block), kind, number) + content
+        channel._send_buf.append((request, None))
+        if block:
+            channel._send_buf.append((block, None))
+        channel._send_buf_len += len(request) + len(block)
+        self._send_soon()
+        return answer
 
     def _receive(self, data: bytes, datatype: Any) -> None:
         """Answers to what was asked. If one is none, it is left to asyncssh with all that follows."""
         requests = self._handler._requests
         received, start = self._received + data, 0
-        while len(received) - start >= _ANSWER.size:
-            length, kind, number = _ANSWER.unpack_from(received, start)
+        while len(received) - start >= _MESSAGE.size:
+            length, kind, number = _MESSAGE.unpack_from(received, start)
             end = start + 4 + length
             if length < 5 or length > MAX_SFTP_PACKET_LEN or number not in requests:
                 self._channel._session.data_received = self._leave
@@ -161,7 +189,7 @@ class Wire:
                 break
             answer = requests.pop(number)
             if not answer.done():
-                answer.set_result((kind, SSHPacket(received[start + _ANSWER.size : end])))
+                answer.set_result((kind, SSHPacket(received[start + _MESSAGE.size : end])))
             start = end
         self._received = received[start:]
 
@@ -215,6 +243,10 @@ class Wire:
             self._noise = os.urandom(NOISE_BYTES)
         taken, self._noise = self._noise[:count], self._noise[count:]
         return taken
+
+
+def _text(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
 
 
 def _may_seal(connection: Any) -> bool:
