@@ -118,7 +118,9 @@ class Upload:
         """Send through this track what is here; whether this track began it, and is to `finish` it."""
         began, self._started = not self._started, True
         handle = self._handles.get(track) or await (self._begin(track) if began else self._join(track))
-        if handle is not None:
+        if handle is not None and self.size <= track.block_bytes(MAX_BLOCK_BYTES):
+            await self._pump(track, handle)
+        elif handle is not None:
             async with track.turn:
                 await self._pump(track, handle)
         return began
