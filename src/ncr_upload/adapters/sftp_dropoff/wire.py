@@ -33,6 +33,7 @@ LARGE_BYTES = 128 * 1024
 """Sent at once; less waits for what else is asked in the same turn of the event loop, to share a packet with it."""
 
 NOISE_BYTES = 4096
+LAST_COUNT = 0xFFFFFFFFFFFFFFFF
 _LENGTH = struct.Struct(">I")
 _DATA = struct.Struct(">BBII")
 _MESSAGE = struct.Struct(">IBI")
@@ -67,23 +68,26 @@ class _Intake:
         cipher = connection._recv_encryption._cipher
         if cipher is not self._cipher:
             self._cipher, self._decrypt = cipher, AESGCM(cipher._key).decrypt
-        received, start = connection._inpbuf, 0
+        fixed, count = _parts_of(cipher._iv)
+        received, start, packets = connection._inpbuf, 0, 0
         while len(received) - start > 20:
             header = received[start : start + 4]
             end = start + 20 + int.from_bytes(header, "big")
             if end > len(received):
                 break
             try:
-                packet = self._decrypt(cipher._iv, received[start + 4 : end], header)
+                packet = self._decrypt(fixed + count.to_bytes(8, "big"), received[start + 4 : end], header)
             except InvalidTag:
                 break
             if not _hand_over(connection._channels, packet):
                 break
-            cipher._update_iv()
-            connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
-            self.packets += 1
+            count = (count + 1) & LAST_COUNT
+            packets += 1
             start = end
+        cipher._iv = fixed + count.to_bytes(8, "big")
+        connection._recv_seq = (connection._recv_seq + packets) & 0xFFFFFFFF
         connection._inpbuf = received[start:]
+        self.packets += packets
 
 
 def _hand_over(channels: dict[int, Any], packet: bytes) -> bool:
@@ -216,7 +220,7 @@ class Wire:
         cipher = connection._send_encryption._cipher
         if cipher is not self._cipher:
             self._cipher, self._encrypt = cipher, AESGCM(cipher._key).encrypt
-        fixed, count = cipher._iv[:4], int.from_bytes(cipher._iv[4:], "big")
+        fixed, count = _parts_of(cipher._iv)
         block_bytes, number = connection._send_blocksize, channel._send_chan
         batch: list[bytes] = []
         total = 0
@@ -227,7 +231,7 @@ class Wire:
             packet = b"".join((_DATA.pack(padding, MSG_CHANNEL_DATA, number, size), *pieces, self._random(padding)))
             header = _LENGTH.pack(len(packet))
             batch += (header, self._encrypt(fixed + count.to_bytes(8, "big"), packet, header))
-            count = (count + 1) & 0xFFFFFFFFFFFFFFFF
+            count = (count + 1) & LAST_COUNT
             total += size
             connection._rekey_bytes_sent += len(packet)
         channel._send_buf_len -= total
@@ -243,6 +247,11 @@ class Wire:
             self._noise = os.urandom(NOISE_BYTES)
         taken, self._noise = self._noise[:count], self._noise[count:]
         return taken
+
+
+def _parts_of(nonce: bytes) -> tuple[bytes, int]:
+    """What stays, and what counts the packets (RFC 5647, 7.1), from anywhere on."""
+    return nonce[:4], int.from_bytes(nonce[4:], "big")
 
 
 def _text(content: bytes) -> bytes:
