@@ -219,7 +219,7 @@ async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
     ) as connection:
         quicken(connection)
         channel = await connection.start_sftp_client()
-        wire = Wire(channel)
+        wire = Wire(channel, 10)
         handle = await wire.open(str(file).encode(), ANEW)
         for start in range(0, len(content), 200_001):
             answer = wire.write(handle, memoryview(content)[start : start + 200_001], start)

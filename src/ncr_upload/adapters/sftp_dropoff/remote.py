@@ -62,7 +62,7 @@ class Remote:
 
     def __init__(self, channel: asyncssh.SFTPClient, address: str, timeout_seconds: float) -> None:
         self.channel = channel
-        self.wire = Wire(channel)
+        self.wire = Wire(channel, timeout_seconds)
         self.address = address
         self.timeout_seconds = timeout_seconds
         self.round_trip_seconds = math.inf
@@ -70,10 +70,18 @@ class Remote:
 
     async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
         """The request must end at once when it is cancelled: one that closes a handle then would wait for a silent server."""
+
+        async def within() -> T:
+            async with asyncio.timeout(self.timeout_seconds):
+                return await request
+
+        return await self._answered(doing, within())
+
+    async def _answered(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+        """What has a time-out already."""
         asked = time.monotonic()
         try:
-            async with asyncio.timeout(self.timeout_seconds):
-                answer = await request
+            answer = await request
             self.round_trip_seconds = min(self.round_trip_seconds, time.monotonic() - asked)
             return answer
         except (asyncssh.Error, OSError) as error:
@@ -153,7 +161,7 @@ class Remote:
     async def rename(self, old: str, new: str) -> None:
         """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
         compose = self.channel.compose_path
-        await self.ask(f"rename {old} to {new}", self.wire.rename(compose(old), compose(new)))
+        await self._answered(f"rename {old} to {new}", self.wire.rename(compose(old), compose(new)))
 
     async def replace(self, old: str, new: str) -> None:
         """Rename a file over another that may be there: at once where the server has `posix-rename`."""
@@ -165,10 +173,10 @@ class Remote:
 
     async def open(self, doing: str, path: str, flags: int) -> bytes:
         """The handle."""
-        return await self.ask(doing, self.wire.open(self.channel.compose_path(path), flags))
+        return await self._answered(doing, self.wire.open(self.channel.compose_path(path), flags))
 
     async def close(self, doing: str, handle: bytes) -> None:
-        await self.ask(doing, self.wire.close(handle))
+        await self._answered(doing, self.wire.close(handle))
 
     async def read_at(self, doing: str, handle: bytes, offset: int, count: int) -> bytes:
         """Nothing at the end of the file."""
@@ -200,7 +208,7 @@ class Remote:
         await self.ask(f"write {path}", write())
 
     async def set_time(self, path: str, mtime: int) -> None:
-        await self.ask(f"set the time of {path}", self.wire.set_time(self.channel.compose_path(path), mtime))
+        await self._answered(f"set the time of {path}", self.wire.set_time(self.channel.compose_path(path), mtime))
 
     async def make_folder(self, path: str) -> None:
         """Make it in its parent, which must be there; it may exist."""

@@ -13,6 +13,7 @@ import asyncio
 import os
 import struct
 import time
+from collections import deque
 from typing import Any
 
 import asyncssh
@@ -112,7 +113,7 @@ def _hand_over(channels: dict[int, Any], packet: bytes) -> bool:
 class Wire:
     """One SFTP channel: the requests that each file takes, and all that is sent and received in it."""
 
-    def __init__(self, channel: asyncssh.SFTPClient) -> None:
+    def __init__(self, channel: asyncssh.SFTPClient, timeout_seconds: float) -> None:
         handler: Any = channel._handler
         self._handler = handler
         self._loop = asyncio.get_running_loop()
@@ -125,26 +126,29 @@ class Wire:
         self._received = b""
         if not any(session._recv_buf.values()):
             session.data_received = self._receive
+        self._timeout_seconds = timeout_seconds
+        self._awaited: deque[tuple[float, int, asyncio.Future[Answer]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._cipher: Any = None
         self._noise = b""
         self.packets = 0
 
     async def open(self, path: bytes, flags: int) -> bytes:
         """The handle. This and all others raise what the server said, or why it said nothing."""
-        kind, packet = await self._ask(FXP_OPEN, _text(path) + _LENGTH.pack(flags) + NO_ATTRS)
+        kind, packet = await self._ask_within(FXP_OPEN, _text(path) + _LENGTH.pack(flags) + NO_ATTRS)
         if kind == FXP_HANDLE:
             return bytes(packet.get_string())
         self._check(kind, packet)
         raise asyncssh.SFTPBadMessage("no handle in the answer to an open")
 
     async def close(self, handle: bytes) -> None:
-        self._check(*await self._ask(FXP_CLOSE, _text(handle)))
+        self._check(*await self._ask_within(FXP_CLOSE, _text(handle)))
 
     async def rename(self, old: bytes, new: bytes) -> None:
-        self._check(*await self._ask(FXP_RENAME, _text(old) + _text(new)))
+        self._check(*await self._ask_within(FXP_RENAME, _text(old) + _text(new)))
 
     async def set_time(self, path: bytes, mtime: int) -> None:
-        self._check(*await self._ask(FXP_SETSTAT, _text(path) + _TIMES.pack(ATTR_ACMODTIME, mtime, mtime)))
+        self._check(*await self._ask_within(FXP_SETSTAT, _text(path) + _TIMES.pack(ATTR_ACMODTIME, mtime, mtime)))
 
     def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Answer]:
         """Send it now; the server's answer comes later, for `check`. Raises `SFTPConnectionLost`."""
@@ -161,6 +165,29 @@ class Wire:
             raise asyncssh.SFTPBadMessage(f"unexpected answer {kind}")
         if not packet.get_remaining_payload().startswith(OK):
             self._handler._process_status(packet)
+
+    def _ask_within(self, kind: int, content: bytes) -> asyncio.Future[Answer]:
+        """`TimeoutError` if there is no answer in time. One timer serves all, as they run out in the order they are made."""
+        awaited, number = self._awaited, self._handler._next_pktid
+        answer = self._ask(kind, content)
+        while awaited and awaited[0][2].done():
+            awaited.popleft()
+        awaited.append((self._loop.time() + self._timeout_seconds, number, answer))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_seconds, self._give_up)
+        return answer
+
+    def _give_up(self) -> None:
+        """On what was not answered in time. An answer that comes later still finds somebody it is for."""
+        awaited, now = self._awaited, self._loop.time()
+        while awaited and (awaited[0][2].done() or awaited[0][0] <= now):
+            _, number, answer = awaited.popleft()
+            if not answer.done():
+                answer.set_exception(TimeoutError())
+                nobody = self._loop.create_future()
+                nobody.cancel()
+                self._handler._requests[number] = nobody
+        self._timer = self._loop.call_at(awaited[0][0], self._give_up) if awaited else None
 
     def _ask(self, kind: int, content: bytes, block: bytes | memoryview = b"") -> asyncio.Future[Answer]:
         handler, channel = self._handler, self._channel
