@@ -15,8 +15,7 @@ import pytest
 from dropoff_place import DropoffPlace, place_on
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.package import plan_connections
-from ncr_upload.adapters.sftp_dropoff.upload import ANEW, SPLIT_BYTES, WIDE_WINDOW_BYTES
-from ncr_upload.adapters.sftp_dropoff.wire import Wire, _take, quicken
+from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
@@ -197,52 +196,3 @@ async def test_many_small_files_take_few_round_trips(openssh: SftpServer, tmp_pa
             await session.publish("task", 1, "job-1", lambda: None)
             assert laps() < 5
     assert len(place.delivered()) == 300
-
-
-# --- the way around asyncssh -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
-async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
-    openssh: SftpServer, tmp_path: Path, cipher: str
-) -> None:
-    login = openssh.login
-    content, file = HUGE[: 8 * MEGABYTE], openssh.folder / tmp_path.name
-    async with asyncssh.connect(
-        login.host or "",
-        login.port,
-        username=login.username or "",
-        client_keys=[str(login.private_key)],
-        known_hosts=None,
-        encryption_algs=[cipher],
-        rekey_bytes=MEGABYTE,
-    ) as connection:
-        quicken(connection)
-        channel = await connection.start_sftp_client()
-        wire = Wire(channel, 10)
-        handle = await wire.open(str(file).encode(), ANEW)
-        for start in range(0, len(content), 200_001):
-            answer = wire.write(handle, memoryview(content)[start : start + 200_001], start)
-            if start % 4 == 0:
-                assert (await channel.lstat(str(file))).size is not None
-                await answer
-                wire.check(answer)
-        await wire.close(handle)
-        opened_packets = connection._recv_pkthdr.__self__.packets  # type: ignore[attr-defined]
-    assert file.read_bytes() == content
-    aes = cipher.startswith("aes")
-    assert (wire.packets > len(content) / 32768 / 2) == aes, "all but what waits for keys, where the cipher is AES-GCM"
-    assert (opened_packets > len(content) / 200_001 / 4) == aes, "and what is answered"
-
-
-@pytest.mark.parametrize("window", [1, 9, 10, 11, 64, 1000])
-def test_what_waits_is_cut_into_pieces_of_any_size(window: int) -> None:
-    """As a channel cuts it whose window is nearly used up: also within a header, and over several writes."""
-    waiting = [(b"0123456789", None), (memoryview(HUGE)[:100], None), (bytearray(b"next"), None)]
-    taken = []
-    while waiting:
-        size, pieces = _take(waiting, window)
-        taken.append(b"".join(pieces))
-        assert len(taken[-1]) == size
-    assert b"".join(taken) == b"0123456789" + HUGE[:100] + b"next"
-    assert [len(each) for each in taken[:-1]] == [window] * (len(taken) - 1)
