@@ -33,6 +33,9 @@ BATCH_BYTES = 256 * 1024
 LARGE_BYTES = 128 * 1024
 """Sent at once; less waits for what else is asked in the same turn of the event loop, to share a packet with it."""
 
+AROUND_BYTES = 64
+"""More than there is in a packet beside its data."""
+
 NOISE_BYTES = 4096
 LAST_COUNT = 0xFFFFFFFFFFFFFFFF
 _LENGTH = struct.Struct(">I")
@@ -242,31 +245,35 @@ class Wire:
             waiting[:] = [(bytearray().join(piece for piece, _ in waiting), None)]
         self._plainly()
 
-    def _seal(self, connection: Any, channel: Any) -> bytes:
+    def _seal(self, connection: Any, channel: Any) -> memoryview:
         """Packets of data (RFC 4254, 5.2), encrypted with AES-GCM (RFC 5647)."""
         cipher = connection._send_encryption._cipher
         if cipher is not self._cipher:
-            self._cipher, self._encrypt = cipher, AESGCM(cipher._key).encrypt
+            self._cipher, self._encrypt_into = cipher, AESGCM(cipher._key).encrypt_into
         fixed, count = _parts_of(cipher._iv)
         block_bytes, number = connection._send_blocksize, channel._send_chan
-        batch: list[bytes] = []
-        total = 0
+        most = min(BATCH_BYTES + channel._send_pktsize, channel._send_buf_len, channel._send_window)
+        batch = memoryview(bytearray(most + (1 + most // channel._send_pktsize) * AROUND_BYTES))
+        packets = total = at = 0
         while channel._send_buf and channel._send_window and total < BATCH_BYTES:
             size, pieces = _take(channel._send_buf, min(channel._send_window, channel._send_pktsize))
             channel._send_window -= size
             padding = 4 + -(size + 14) % block_bytes
             packet = b"".join((_DATA.pack(padding, MSG_CHANNEL_DATA, number, size), *pieces, self._random(padding)))
             header = _LENGTH.pack(len(packet))
-            batch += (header, self._encrypt(fixed + count.to_bytes(8, "big"), packet, header))
+            end = at + 20 + len(packet)
+            batch[at : at + 4] = header
+            self._encrypt_into(fixed + count.to_bytes(8, "big"), packet, header, batch[at + 4 : end])
+            at = end
+            packets += 1
             count = (count + 1) & LAST_COUNT
             total += size
             connection._rekey_bytes_sent += len(packet)
         channel._send_buf_len -= total
-        packets = len(batch) // 2
         connection._send_seq = (connection._send_seq + packets) & 0xFFFFFFFF
         cipher._iv = fixed + count.to_bytes(8, "big")
         self.packets += packets
-        return b"".join(batch)
+        return batch[:at]
 
     def _random(self, count: int) -> bytes:
         """Each call of the system's costs as much as to encrypt the packet."""
