@@ -158,6 +158,16 @@ async def test_an_answer_to_nothing_ends_the_channel(tmp_path: Path) -> None:
             await remote.rename("a", "b")
 
 
+async def test_a_channel_that_is_lost_as_soon_as_it_is_open_is_none(tmp_path: Path) -> None:
+    async with connected(asyncssh.SFTPServer) as remote:
+        remote.channel._handler._writer.channel.get_connection().abort()
+        await asyncio.sleep(0.1)
+        with pytest.raises(asyncssh.SFTPConnectionLost):
+            Remote(remote.channel, "there", 1)
+        with pytest.raises(Unavailable, match="lost there"):
+            await remote.open("open", str(tmp_path / "file"), ANEW)
+
+
 # --- what comes in -----------------------------------------------------------------------------------------------
 
 KEY, FIXED = bytes(range(16)), b"four"

@@ -114,10 +114,13 @@ def _hand_over(channels: dict[int, Any], packet: bytes) -> bool:
 
 
 class Wire:
-    """One SFTP channel: the requests that each file takes, and all that is sent and received in it."""
+    """One SFTP channel: the requests that each file takes, and all that is sent and received in it. Raises `SFTPConnectionLost`
+    where it is closed already."""
 
     def __init__(self, channel: asyncssh.SFTPClient, timeout_seconds: float) -> None:
         handler: Any = channel._handler
+        if handler._writer is None or handler._writer.channel._session is None:
+            raise asyncssh.SFTPConnectionLost("the channel is closed")
         self._handler = handler
         self._loop = asyncio.get_running_loop()
         self._channel = handler._writer.channel
