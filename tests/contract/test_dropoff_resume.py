@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -154,8 +153,11 @@ async def test_a_server_that_will_not_continue_a_file_gets_it_anew(plain: SftpSe
     assert place.delivered() == {"S/large.blend": LARGE}
 
 
-async def answered(_doing: str, request: Awaitable[object]) -> object:
-    return await request
+async def opened(*_: object) -> bytes:
+    return b"handle"
+
+
+async def closed(*_: object) -> None: ...
 
 
 class SlowTrack:
@@ -167,7 +169,7 @@ class SlowTrack:
         self.withheld = withheld
         self.window_bytes = window_bytes
         self.turn = asyncio.Lock()
-        self.remote: Any = SimpleNamespace(ask=answered, channel=None)
+        self.remote: Any = SimpleNamespace(open=opened, close=closed)
         self.size = 0
 
     def block_bytes(self, most: int) -> int:
@@ -197,16 +199,8 @@ class SlowTrack:
 @pytest.mark.parametrize("withheld", [None, 0, 5 * MAX_BLOCK_BYTES])
 @pytest.mark.parametrize("window_bytes", [WINDOW_BYTES, WIDE_WINDOW_BYTES])
 async def test_no_write_goes_out_further_than_the_window_beyond_what_was_acknowledged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracks: int, withheld: int | None, window_bytes: int
+    tmp_path: Path, tracks: int, withheld: int | None, window_bytes: int
 ) -> None:
-    class OpenFile:
-        async def close(self) -> None: ...
-
-    async def opened(*_: object) -> tuple[OpenFile, int]:
-        return OpenFile(), 0
-
-    monkeypatch.setattr("ncr_upload.adapters.sftp_dropoff.upload.open_part", opened)
-    monkeypatch.setattr("ncr_upload.adapters.sftp_dropoff.upload._open", lambda *_: asyncio.sleep(0, OpenFile()))
     SlowTrack.acknowledged.clear()
     (local,) = write_package(tmp_path / "files", {"S/large.blend": LARGE})
     told: list[int] = []

@@ -16,7 +16,6 @@ from dropoff_place import DropoffPlace, place_on
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.package import plan_connections
 from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES
-from ncr_upload.adapters.sftp_dropoff.wire import Wire, _Write, quicken
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
@@ -197,47 +196,3 @@ async def test_many_small_files_take_few_round_trips(openssh: SftpServer, tmp_pa
             await session.publish("task", 1, "job-1", lambda: None)
             assert laps() < 5
     assert len(place.delivered()) == 300
-
-
-# --- the way around asyncssh -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
-async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
-    openssh: SftpServer, tmp_path: Path, cipher: str
-) -> None:
-    login = openssh.login
-    content, file = HUGE[: 8 * MEGABYTE], openssh.folder / tmp_path.name
-    async with asyncssh.connect(
-        login.host or "",
-        login.port,
-        username=login.username or "",
-        client_keys=[str(login.private_key)],
-        known_hosts=None,
-        encryption_algs=[cipher],
-        rekey_bytes=MEGABYTE,
-    ) as connection:
-        quicken(connection)
-        channel = await connection.start_sftp_client()
-        wire = Wire(channel)
-        opened = await channel.open(str(file), "wb", block_size=0)
-        for start in range(0, len(content), 200_001):
-            answer = wire.write(opened, memoryview(content)[start : start + 200_001], start)
-            if start % 4 == 0:
-                assert (await channel.lstat(str(file))).size is not None
-                await answer
-                wire.check(answer)
-        await opened.close()
-        sealed = connection.send_packet.__self__.packets  # type: ignore[attr-defined]
-    assert file.read_bytes() == content
-    assert (sealed > len(content) / 32768) == cipher.startswith("aes"), "every packet of data, where the cipher is AES-GCM"
-
-
-@pytest.mark.parametrize("window", [1, 9, 10, 11, 64, 1000])
-def test_a_write_is_cut_into_pieces_of_any_size(window: int) -> None:
-    """As a channel cuts it whose window is nearly used up: also within the header."""
-    write, taken = _Write(b"0123456789", memoryview(HUGE)[:100]), b""
-    while len(write) > window:
-        taken += bytes(write[:window])
-        del write[:window]
-    assert taken + (b"" + write) == b"0123456789" + HUGE[:100]  # type: ignore[operator]

@@ -92,10 +92,10 @@ class Channels:
         address = self._login.address
         try:
             channel = await asyncio.wait_for(connection.start_sftp_client(), self._timeout_seconds)
+            return Remote(channel, address, self._timeout_seconds)
         except (asyncssh.Error, OSError) as error:
             raise Unavailable(
                 "sftp_unreachable",
                 f"{address} let the login in but offered no SFTP ({type(error).__name__})",
                 "It is tried again; ask the partner whether SFTP is allowed for this login.",
             ) from None
-        return Remote(channel, address, self._timeout_seconds)

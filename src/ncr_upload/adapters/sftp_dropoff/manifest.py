@@ -67,12 +67,17 @@ class Manifest:
 
     async def cover(self, target: str) -> None:
         """Returns once the manifest at the destination has the target. One write serves every target noted by then."""
+        if self._covers(target):
+            return
         async with self._turn:
-            if self._written.get(target) == self._noted[target]:
+            if self._covers(target):
                 return
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._complete.wait(), GROUP_SECONDS)
             await self._write(dict(self._noted))
+
+    def _covers(self, target: str) -> bool:
+        return self._written.get(target) == self._noted[target]
 
     async def _write(self, noted: dict[str, Entry]) -> None:
         if noted == self._written:

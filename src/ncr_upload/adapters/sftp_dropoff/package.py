@@ -49,6 +49,7 @@ class StagedPackage:
         self._cut_off = False
         self._copies = Counter[str]()
         self._made: set[str] = {""}
+        self._expected: set[str] = set()  # folders that are made, or about to be
         self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._clearing = asyncio.Lock()
         self._manifest = Manifest(self._remote, own, {})
@@ -174,9 +175,13 @@ class StagedPackage:
         """Make way for a file that is to be sent or linked."""
         target = local.file.target
         self._wanted[target] = local
-        async with self._clearing:
-            await self._remove_obstacles(target)
-        start(group, self._make_folder(posixpath.dirname(target)))
+        if self._there.files or self._there.folders:
+            async with self._clearing:
+                await self._remove_obstacles(target)
+        folder = posixpath.dirname(target)
+        if folder not in self._expected:
+            self._expected.add(folder)
+            start(group, self._make_folder(folder))
 
     def _is_whole(self, local: LocalFile) -> bool:
         """A link must show the time it was linked with: whoever writes into the delivered file writes into it."""
@@ -230,6 +235,7 @@ class StagedPackage:
         for path in folders:
             self._there.folders.remove(path)
             self._made.discard(path)
+            self._expected.discard(path)
 
     def _name_part(self, local: LocalFile, *, wide: bool) -> str:
         """Which of several files with the same content takes which of their parts makes no difference."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import asyncssh
 from asyncssh import FILEXFER_TYPE_DIRECTORY
 
+from ncr_upload.adapters.sftp_dropoff.wire import Wire
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
 MAX_REQUESTS = 128
@@ -61,15 +62,26 @@ class Remote:
 
     def __init__(self, channel: asyncssh.SFTPClient, address: str, timeout_seconds: float) -> None:
         self.channel = channel
+        self.wire = Wire(channel, timeout_seconds)
         self.address = address
         self.timeout_seconds = timeout_seconds
         self.round_trip_seconds = math.inf
         self._closing: set[asyncio.Task[Any]] = set()
 
     async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+        """The request must end at once when it is cancelled: one that closes a handle then would wait for a silent server."""
+
+        async def within() -> T:
+            async with asyncio.timeout(self.timeout_seconds):
+                return await request
+
+        return await self._answered(doing, within())
+
+    async def _answered(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+        """What has a time-out already."""
         asked = time.monotonic()
         try:
-            answer = await _answer_within(self.timeout_seconds, request)
+            answer = await request
             self.round_trip_seconds = min(self.round_trip_seconds, time.monotonic() - asked)
             return answer
         except (asyncssh.Error, OSError) as error:
@@ -134,18 +146,22 @@ class Remote:
         except asyncssh.SFTPEOFError:
             pass
         finally:
-            closing = asyncio.create_task(handler.close(handle))
-            closing.add_done_callback(lambda task: task.cancelled() or task.exception())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._close_later(handler.close(handle))
         return found
+
+    def _close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(closing)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _text(self, name: bytes | str) -> str:
         return name if isinstance(name, str) else str(self.channel.decode(name))
 
     async def rename(self, old: str, new: str) -> None:
         """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
-        await self.ask(f"rename {old} to {new}", self.channel.rename(old, new))
+        compose = self.channel.compose_path
+        await self._answered(f"rename {old} to {new}", self.wire.rename(compose(old), compose(new)))
 
     async def replace(self, old: str, new: str) -> None:
         """Rename a file over another that may be there: at once where the server has `posix-rename`."""
@@ -155,23 +171,44 @@ class Remote:
             await self._remove(new)
             await self.rename(old, new)
 
+    async def open(self, doing: str, path: str, flags: int) -> bytes:
+        """The handle."""
+        return await self._answered(doing, self.wire.open(self.channel.compose_path(path), flags))
+
+    async def close(self, doing: str, handle: bytes) -> None:
+        await self._answered(doing, self.wire.close(handle))
+
+    async def read_at(self, doing: str, handle: bytes, offset: int, count: int) -> bytes:
+        """Nothing at the end of the file."""
+
+        async def read() -> bytes:
+            try:
+                return (await self.channel._handler.read(handle, offset, count))[0]
+            except asyncssh.SFTPEOFError:
+                return b""
+
+        return await self.ask(doing, read())
+
     async def read(self, path: str) -> bytes:
         async def read() -> bytes:
-            async with self.channel.open(path, "rb") as file:
+            file = await self.channel.open(path, "rb")
+            try:
                 return await file.read()
+            finally:
+                self._close_later(file.close())
 
         return await self.ask(f"read {path}", read())
 
     async def write(self, path: str, content: bytes) -> None:
         async def write() -> None:
-            async with self.channel.open(path, "wb") as file:
-                await file.write(content)
+            file = await self.channel.open(path, "wb")
+            await file.write(content)
+            await file.close()  # on a failure the end of the session closes it
 
         await self.ask(f"write {path}", write())
 
     async def set_time(self, path: str, mtime: int) -> None:
-        attrs = asyncssh.SFTPAttrs(atime=mtime, mtime=mtime)
-        await self.ask(f"set the time of {path}", self.channel.setstat(path, attrs))
+        await self._answered(f"set the time of {path}", self.wire.set_time(self.channel.compose_path(path), mtime))
 
     async def make_folder(self, path: str) -> None:
         """Make it in its parent, which must be there; it may exist."""
@@ -265,20 +302,6 @@ class Remote:
             return None
         counted = bool(room.files)  # some file systems have no limit, and say 0 of 0
         return Room((room.bavail or 0) * (room.frsize or 0), room.favail or 0 if counted else 1)
-
-
-async def _answer_within(timeout_seconds: float, request: Coroutine[Any, Any, T]) -> T:
-    """Unlike `wait_for` this does not wait for a cancelled request to end: asyncssh's may want to close a handle first,
-    which a silent server never answers. The end of the connection ends it."""
-    asking = asyncio.create_task(request)
-    try:
-        await asyncio.wait({asking}, timeout=timeout_seconds)
-        if not asking.done():
-            raise TimeoutError
-        return asking.result()
-    finally:
-        asking.cancel()
-        asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may look at it any more
 
 
 def disk_full(what: str, said: str) -> DestinationParked:

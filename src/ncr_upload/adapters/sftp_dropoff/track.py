@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-import asyncssh
-
 from ncr_upload.adapters.sftp_dropoff.allowance import Allowance
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
-from ncr_upload.adapters.sftp_dropoff.wire import Answer, Wire
+from ncr_upload.adapters.sftp_dropoff.wire import Answer
 
 LINK_BYTES = 2 * 1024 * 1024
 """Under way in one connection: as much as OpenSSH takes unread in a channel, and no more, for what is asked meanwhile waits
@@ -71,7 +69,7 @@ class Track:
         self._flows = (link, flow)
         self._bytes = 0
         self._heard = 0.0
-        self._wire = Wire(remote.channel)
+        self._wire = remote.wire
         self._now = asyncio.get_running_loop().time
         self._limit_bytes = remote.channel.limits.max_write_len or LINK_BYTES
 
@@ -101,10 +99,10 @@ class Track:
         for flow in self._flows:
             await flow.have_room(count)
 
-    def write(self, file: asyncssh.SFTPClientFile, block: memoryview, offset: int) -> asyncio.Future[Answer]:
+    def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Answer]:
         if not self._bytes:
             self._heard = self._now()
-        answer = self._wire.write(file, block, offset)
+        answer = self._wire.write(handle, block, offset)
         self._bytes += len(block)
         for flow in self._flows:
             flow.bytes += len(block)

@@ -42,8 +42,11 @@ PROOF_BYTES = 64 * 1024
 BLOCKS_AHEAD = 4
 """Read from the disk in one go."""
 
-SMALL_BYTES = 64 * 1024
-"""Read without a thread, which would cost more than the read: what has just been written is in memory."""
+FROM_MEMORY = getattr(os, "RWF_NOWAIT", None)
+"""Has a read fail that would wait for the disk. Not every system has it, nor every file system."""
+
+ANEW = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
+AGAIN = asyncssh.FXF_READ | asyncssh.FXF_WRITE
 
 HASHED_BYTES = 1024 * 1024
 """Read at once where nothing is sent."""
@@ -74,7 +77,7 @@ class Upload:
         self.proven = asyncio.Event()
         self._on_bytes = on_bytes
         self._doing = f"write {part.file.target}"
-        self._files: dict[Track, asyncssh.SFTPClientFile] = {}
+        self._handles: dict[Track, bytes] = {}
         self._started = False
         self._begun = asyncio.Event()
         self._ended = False
@@ -109,15 +112,17 @@ class Upload:
 
     @property
     def was_joined(self) -> bool:
-        return len(self._files) > 1
+        return len(self._handles) > 1
 
     async def send(self, track: Track) -> bool:
         """Send through this track what is here; whether this track began it, and is to `finish` it."""
         began, self._started = not self._started, True
-        file = self._files.get(track) or await (self._begin(track) if began else self._join(track))
-        if file is not None:
+        handle = self._handles.get(track) or await (self._begin(track) if began else self._join(track))
+        if handle is not None and self.size <= track.block_bytes(MAX_BLOCK_BYTES):
+            await self._pump(track, handle)
+        elif handle is not None:
             async with track.turn:
-                await self._pump(track, file)
+                await self._pump(track, handle)
         return began
 
     async def finish(self) -> None:
@@ -130,13 +135,13 @@ class Upload:
             self._ended = True
             if self.failure is not None:
                 raise self.failure
-            for track, file in self._files.items():
-                await track.remote.ask(self._doing, file.close())  # on a failure the end of the session closes it
+            for track, handle in self._handles.items():
+                await track.remote.close(self._doing, handle)  # on a failure the end of the session closes it
             self.close()
         except Failed:
             if self.kept_bytes:  # a server that cannot continue a file would fail for ever
                 with suppress(Unavailable, DestinationParked):
-                    await next(iter(self._files)).remote.remove_files([self.part.path])
+                    await next(iter(self._handles)).remote.remove_files([self.part.path])
             raise
 
     async def prove(self, local: LocalFile, remote: Remote, path: str) -> None:
@@ -163,29 +168,29 @@ class Upload:
         self._ended = True
         self._source.close()
 
-    async def _begin(self, track: Track) -> asyncssh.SFTPClientFile:
-        file, self.kept_bytes = await open_part(track.remote, self.part, self._doing)
+    async def _begin(self, track: Track) -> bytes:
+        handle, self.kept_bytes = await open_part(track.remote, self.part, self._doing)
         self._offset = self.kept_bytes
         self._tell(self.kept_bytes)
-        self._files[track] = file
+        self._handles[track] = handle
         self._begun.set()
-        return file
+        return handle
 
-    async def _join(self, track: Track) -> asyncssh.SFTPClientFile | None:
+    async def _join(self, track: Track) -> bytes | None:
         """None where there is nothing left, or the server will not have the file open twice."""
         await self._begun.wait()
         if self.is_over:
             return None
         remote = track.remote
         with suppress(Missing, Failed, DestinationParked):
-            file = await remote.ask(self._doing, _open(remote.channel, self.part.path, "r+b"))
+            handle = await remote.open(self._doing, self.part.path, AGAIN)
             if not self._ended:
-                self._files[track] = file
-                return file
-            await remote.ask(self._doing, file.close())
+                self._handles[track] = handle
+                return handle
+            await remote.close(self._doing, handle)
         return None
 
-    async def _pump(self, track: Track, file: asyncssh.SFTPClientFile) -> None:
+    async def _pump(self, track: Track, handle: bytes) -> None:
         while self.failure is None and (found := await self._next_block(track.block_bytes(MAX_BLOCK_BYTES))):
             offset, block = found
             while offset + len(block) - next(iter(self._unheard)) > self.part.window_bytes and self.failure is None:
@@ -194,7 +199,7 @@ class Upload:
             if self.failure is not None:
                 return
             try:
-                answer = track.write(file, block, offset)
+                answer = track.write(handle, block, offset)
             except (asyncssh.Error, OSError) as error:
                 self._fail(track.remote.class_of(error, self._doing))
                 return
@@ -209,9 +214,7 @@ class Upload:
                 if not self.can_send:
                     return None
                 here = min(self.part.file.reached, self.size) - offset
-                if self.size <= SMALL_BYTES:
-                    self._source.read(offset, here)
-                else:
+                if not self._source.read_from_memory(offset, min(here, count)):
                     await asyncio.to_thread(self._source.read, offset, min(here, BLOCKS_AHEAD * count))
                 block = self._source.take(offset, count)
             if not block:
@@ -260,13 +263,32 @@ class _Source:
         start = offset - self._at
         return self._ahead[start : start + count] if 0 <= start < len(self._ahead) else None
 
+    def read_from_memory(self, offset: int, count: int) -> bool:
+        """As `read`, if the system has it in memory and nothing is to be hashed: a thread would cost more than that."""
+        if FROM_MEMORY is None or self._sha256 is not None:
+            return False
+        ahead = bytearray(count)
+        try:
+            if os.preadv(self._open(), [ahead], offset, FROM_MEMORY) < count:
+                return False
+        except OSError:
+            return False
+        self._keep(offset, count, ahead)
+        return True
+
     def read(self, offset: int, count: int) -> None:
         """Read ahead from there; for a thread, as it waits for the disk."""
-        if self._file is None:
-            self._file = self._opened()
-        ahead = os.pread(self._file.fileno(), count, offset)
+        ahead = os.pread(self._open(), count, offset)
         if self._sha256 is not None:
             self._sha256.update(ahead)
+        self._keep(offset, count, ahead)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = self._opened()
+        return self._file.fileno()
+
+    def _keep(self, offset: int, count: int, ahead: bytes | bytearray) -> None:
         self._at, self._ahead = offset, memoryview(ahead)
         if len(ahead) < count or offset + count >= self._size:
             self._close_file()
@@ -305,30 +327,26 @@ def _differs(target: str) -> Differs:
     )
 
 
-async def open_part(remote: Remote, part: Part, doing: str) -> tuple[asyncssh.SFTPClientFile, int]:
-    """The part, open, and from where it is to be written. One that is not continued is removed first: a stale worker that
+async def open_part(remote: Remote, part: Part, doing: str) -> tuple[bytes, int]:
+    """Its handle, and from where it is to be written. One that is not continued is removed first: a stale worker that
     still writes into it shall not make the new one look longer than it is."""
     offset = part.bytes - part.window_bytes if part.bytes is not None and part.bytes <= part.file.size else 0
     if offset > 0:
         with suppress(Missing, Failed, DestinationParked):
-            file = await remote.ask(doing, _open(remote.channel, part.path, "r+b"))
-            if await _is_as_sent(remote, file, part.file, offset):
-                return file, offset
-            await remote.ask(doing, file.close())
+            handle = await remote.open(doing, part.path, AGAIN)
+            if await _is_as_sent(remote, handle, part.file, offset):
+                return handle, offset
+            await remote.close(doing, handle)
     if part.bytes is not None:
         await remote.remove_files([part.path])
-    return await remote.ask(doing, _open(remote.channel, part.path, "wb")), 0
+    return await remote.open(doing, part.path, ANEW), 0
 
 
-async def _open(channel: asyncssh.SFTPClient, path: str, mode: str) -> asyncssh.SFTPClientFile:
-    return await channel.open(path, mode, block_size=0)
-
-
-async def _is_as_sent(remote: Remote, file: asyncssh.SFTPClientFile, whole: Arrival, offset: int) -> bool:
+async def _is_as_sent(remote: Remote, handle: bytes, whole: Arrival, offset: int) -> bool:
     start = max(0, offset - PROOF_BYTES)
     wanted, found = await asyncio.to_thread(_read_at, whole, start, offset - start), b""
     while len(found) < len(wanted):
-        more: bytes = await remote.ask("read a part back", file.read(len(wanted) - len(found), start + len(found)))
+        more = await remote.read_at("read a part back", handle, start + len(found), len(wanted) - len(found))
         if not more:
             return False
         found += more
