@@ -725,4 +725,4 @@ def test_a_job_that_no_removal_makes_room_for_is_deferred_and_keeps_what_it_has(
     worker.run()
     assert worker.task.problem is not None
     assert worker.task.problem.code == "disk_short"
-    assert len(list(worker.work_dir.glob("*/*.json"))) == len(OBJECTS) - 1
+    assert len(list(worker.work_dir.glob(f"{worker.task_id}-*/[!j]*"))) == len(OBJECTS) - 1, "beside the journal"

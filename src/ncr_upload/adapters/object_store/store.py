@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import re
 import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +33,8 @@ from ncr_upload.adapters.object_store.receiving import (
     Teller,
     all_or_first_failure,
     hash_behind,
-    in_thread,
     receive_whole,
-    write_and_hash,
+    write_new,
     write_range,
 )
 from ncr_upload.application.arrivals import SMALL_BYTES, Follower, Turns
@@ -99,6 +98,7 @@ class S3ObjectStore:
         self._read_timeout = timedelta(seconds=read_timeout_seconds)
         self._opened: S3Store | None = None
         self._bodies = Bodies()
+        self._fetches = itertools.count()
 
     @property
     def source(self) -> str:
@@ -123,7 +123,7 @@ class S3ObjectStore:
         turns: Turns | None = None,
         follower: Follower | None = None,
     ) -> Fetched:
-        partial = to.parent / f".{uuid.uuid4().hex}.part"
+        partial = to.parent / f".{next(self._fetches)}.part"
         transfer = _Transfer(key, on_bytes, turns or Turns(RANGES_AT_ONCE), follower or Follower())
         try:
             if known is not None and known.size <= SMALL_BYTES:
@@ -146,25 +146,31 @@ class S3ObjectStore:
         return fetched
 
     async def _fetch_small(self, transfer: _Transfer, known: ObjectInfo, partial: Path, to: Path) -> Fetched | None:
-        """By way of memory, and all that is done with the disk in one go. None, and nothing done, when it is large by now."""
-        async with transfer.turns.take(known.size):
-            with self._translated(transfer.key):
-                answer = await obstore.get_async(self._store(), transfer.key)
-                if answer.meta["size"] > SMALL_BYTES:
-                    return None
-                body = bytes(await answer.bytes_async())
-        etag = _plain_etag(answer.meta["e_tag"])
-        checksums, md5 = Checksums(), self._md5(etag)
+        """By way of memory, in one go and in one thread: nothing that is awaited costs as little. None, and nothing done, when
+        it is large by now."""
 
-        def keep() -> Fetched:
-            with partial.open("x+b", buffering=0) as file:
-                write_and_hash(file.fileno(), 0, body, [each for each in (checksums, md5) if each])
-            fetched = self._checked(transfer.key, checksums, md5, answer.meta["size"], etag)
+        def receive() -> tuple[int, str, bytes] | None:
+            with self._translated(transfer.key):
+                answer = obstore.get(self._store(), transfer.key)
+                size, etag = answer.meta["size"], _plain_etag(answer.meta["e_tag"])
+                return (size, etag, bytes(answer.bytes())) if size <= SMALL_BYTES else None
+
+        def keep(received: tuple[int, str, bytes] | None) -> Fetched | None:
+            if received is None:
+                return None
+            size, etag, body = received
+            checksums, md5 = Checksums(), self._md5(etag)
+            for hashing in (checksums, md5) if md5 else (checksums,):
+                hashing.take(body)
+            fetched = self._checked(transfer.key, checksums, md5, size, etag)
+            write_new(partial, body)
             partial.replace(to)
             return fetched
 
-        fetched = await in_thread(keep)
-        transfer.grow(fetched.size)
+        async with transfer.turns.take(known.size):
+            fetched = await self._bodies.receive(receive, keep)
+        if fetched is not None:
+            transfer.grow(fetched.size)
         return fetched
 
     async def _receive(self, transfer: _Transfer, file: int, known: ObjectInfo | None) -> Fetched:
