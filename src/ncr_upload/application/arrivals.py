@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from threading import Condition
 from typing import BinaryIO
 
 from ncr_upload.application.ports import LocalFile
@@ -53,6 +54,7 @@ class Arrival(Follower):
         self.reached = 0
         self._growing = place
         self._changed = asyncio.Event()
+        self._changed_for_threads = Condition()
         self.local: LocalFile | None = None
 
     @classmethod
@@ -68,6 +70,7 @@ class Arrival(Follower):
     def reach(self, size: int) -> None:
         self.reached = size
         self._changed.set()
+        self.wake()
 
     def become(self, local: LocalFile) -> None:
         """It is whole."""
@@ -86,6 +89,16 @@ class Arrival(Follower):
         while self.reached <= offset and self.local is None:
             await self._change()
         return self.reached
+
+    def wait(self, is_enough: Callable[[], bool], seconds: float | None = None) -> bool:
+        """As `whole` and `beyond`, but for a thread: until it is so, or `seconds` have passed; whether it is."""
+        with self._changed_for_threads:
+            return self._changed_for_threads.wait_for(is_enough, seconds)
+
+    def wake(self) -> None:
+        """Have threads that wait look again."""
+        with self._changed_for_threads:
+            self._changed_for_threads.notify_all()
 
     def open(self) -> BinaryIO:
         """For reading, once something of it is there. Where it grew it is found no more when it has just become whole."""

@@ -73,26 +73,28 @@ class Downloads:
             self.arrivals.append(arrival)
             self.tasks.append(asyncio.create_task(self._fetch(planned, found, turns, arrival)))
 
-    async def in_order(self) -> AsyncIterator[Arrival]:
-        """Every file in the plan's order, as it comes; ends when all are whole."""
-        for arrival in self.arrivals:
-            yield arrival
-        for arrival in self.arrivals:
-            await arrival.whole()
+    async def whole(self) -> None:
+        """Until every file is. The failure of one is raised as soon as it fails."""
+        done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failures = [error for task in done if (error := task.exception()) is not None]
+        if failures:
+            raise summarised(failures)
 
     async def as_they_come(self) -> AsyncIterator[Arrival]:
         """Every file once it is whole, the first that is first; one of GROWING_BYTES or more at once."""
         for arrival in self.arrivals:
             if arrival.size >= GROWING_BYTES:
                 yield arrival
-        waiting = dict(zip(self.tasks, self.arrivals, strict=True))
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-                arrival = waiting.pop(task)
-                if arrival.size < GROWING_BYTES:
-                    yield arrival
+        arriving = dict(zip(self.tasks, self.arrivals, strict=True))
+        ended = asyncio.Queue[asyncio.Task[LocalFile]]()
+        for task in arriving:
+            task.add_done_callback(ended.put_nowait)
+        for _ in arriving:
+            task = await ended.get()
+            task.result()
+            arrival = arriving[task]
+            if arrival.size < GROWING_BYTES:
+                yield arrival
 
     def results(self) -> list[LocalFile]:
         """In the plan's order, once all are whole."""
