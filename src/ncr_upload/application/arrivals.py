@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Condition
 from typing import BinaryIO
@@ -26,11 +26,12 @@ class Turns:
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
         """Wait for a turn and hold it. `size` is that of the answer, in bytes."""
-        async with AsyncExitStack() as held:
-            if size > SMALL_BYTES:
-                await held.enter_async_context(self._large)
-            await held.enter_async_context(self._all)
-            yield
+        if size > SMALL_BYTES:
+            async with self._large, self._all:
+                yield
+        else:
+            async with self._all:
+                yield
 
 
 class Follower:
@@ -103,9 +104,9 @@ class Arrival(Follower):
     def open(self) -> BinaryIO:
         """For reading, once something of it is there. Where it grew it is found no more when it has just become whole."""
         try:
-            return self._growing.open("rb")
+            return self._growing.open("rb", buffering=0)
         except FileNotFoundError:
-            return self.place.open("rb")
+            return self.place.open("rb", buffering=0)
 
     async def _change(self) -> None:
         self._changed.clear()

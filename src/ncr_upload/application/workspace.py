@@ -13,7 +13,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 
@@ -107,7 +106,7 @@ class Workspace:
         """Write down what is at the key's place, and which entry of the cache it may become. What is not written, for want of
         disk or time, the next attempt fetches again."""
         name = entry.name if entry else None
-        line = json.dumps([key, name, *astuple(fetched)])
+        line = json.dumps([key, name, fetched.size, fetched.sha256, fetched.crc32, fetched.etag])
         with suppress(OSError), (self.path / JOURNAL).open("ab", buffering=0) as journal:
             journal.write(f"\n{line}".encode())  # in front, so that one that was cut spoils no other
             self._journal[key] = fetched, name
