@@ -76,6 +76,10 @@ class ObjectStore(Protocol):
     async def stat(self, key: str) -> ObjectInfo:
         """Size and ETag of an object. Raises `Rejected` ('object_missing', 'storage_denied'), `Unavailable`."""
 
+    async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
+        """What a list of their folder tells of these objects, for less than `stat` of each: of some, perhaps of none, and where
+        a store's lists lag behind, perhaps not as they are now. It is no failure if there is none."""
+
     async def fetch(
         self,
         key: str,

@@ -11,7 +11,7 @@ import errno
 import itertools
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,6 +49,11 @@ RANGE_BYTES = 16 * 1024 * 1024
 """An object of two ranges or more is fetched over several requests at once."""
 
 RANGES_AT_ONCE = 4
+LISTED_FROM = 16
+"""So many objects are asked for by one request for a list of their folder."""
+
+LIST_PAGE = 1000
+LIST_SECONDS = 5
 NO_RANGES = "source: NotPartial"  # what obstore says of a server that answers a range with anything but 206
 MAX_RETRIES = 3
 RETRY_SECONDS = 30
@@ -99,6 +104,7 @@ class S3ObjectStore:
         self._opened: S3Store | None = None
         self._bodies = Bodies()
         self._fetches = itertools.count()
+        self._gives_lists = True
 
     @property
     def source(self) -> str:
@@ -112,6 +118,24 @@ class S3ObjectStore:
                 # The answer to a HEAD has no body, hence no error code: a GET tells what is wrong.
                 meta = (await obstore.get_async(self._store(), key)).meta
         return ObjectInfo(key, meta["size"], _plain_etag(meta["e_tag"]))
+
+    async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
+        """Of a folder with many other objects only the beginning is read. A store that fails to list is not asked again."""
+        folder, wanted, found = _common_folder(keys), set(keys), dict[str, ObjectInfo]()
+        if len(wanted) < LISTED_FROM or not folder or not self._gives_lists:
+            return {}
+        store, left = self._store(), LIST_PAGE + len(wanted)
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                async for page in obstore.list(store, folder, chunk_size=LIST_PAGE):
+                    infos = [ObjectInfo(meta["path"], meta["size"], _plain_etag(meta["e_tag"])) for meta in page]
+                    found |= {info.key: info for info in infos if info.key in wanted and info.etag}
+                    left -= len(page)
+                    if left <= 0 or len(found) == len(wanted):
+                        break
+        except (BaseError, OSError, ValueError):
+            self._gives_lists = False
+        return found
 
     async def fetch(
         self,
@@ -385,6 +409,12 @@ class _Transfer:
         self.on_bytes(count)
         self._size += count
         self.follower.reach(self._size)
+
+
+def _common_folder(keys: Sequence[str]) -> str:
+    """The deepest folder that all of them are in; empty when there is none."""
+    first, last = min(keys, default="").split("/")[:-1], max(keys, default="").split("/")[:-1]
+    return "/".join(name for name, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def _full_url(endpoint: str) -> str:
