@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import random
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -329,6 +330,42 @@ async def test_a_cancelled_fetch_does_not_wait_for_a_storage_that_has_fallen_sil
         assert names_in(tmp_path) == []
         proxy.heal()
         await asyncio.to_thread(until, lambda: not open_files(tmp_path), 60)
+
+
+async def test_a_cancelled_fetch_of_a_small_object_waits_for_no_answer_and_keeps_none(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("small.bin", b"x" * 1000)
+    with fault_proxy(("127.0.0.1", int(s3.endpoint.rpartition(":")[2]))) as proxy:
+        store = open_store(s3, endpoint=f"http://127.0.0.1:{proxy.port}", read_timeout_seconds=60)
+        known = await store.stat("small.bin")
+        proxy.freeze()
+        fetching = asyncio.create_task(store.fetch("small.bin", tmp_path / "target", lambda _: None, known=known))
+        await asyncio.sleep(0.3)
+        fetching.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await fetching
+        proxy.heal()
+        await asyncio.to_thread(store._bodies._threads.shutdown)
+        assert names_in(tmp_path) == []
+
+
+async def test_a_cancellation_waits_for_what_is_being_written() -> None:
+    begun, go, kept = threading.Event(), threading.Event(), list[str]()
+
+    def keep(received: str) -> None:
+        begun.set()
+        assert go.wait(20)
+        kept.append(received)
+
+    receiving_it = asyncio.create_task(receiving.Bodies().receive(lambda: "body", keep))
+    await asyncio.to_thread(begun.wait, 20)
+    receiving_it.cancel()
+    await asyncio.sleep(0.1)
+    assert not receiving_it.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving_it
+    assert kept == ["body"]
 
 
 # --- the real one's faults --------------------------------------------------------------------------------------

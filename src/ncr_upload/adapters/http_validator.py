@@ -226,7 +226,6 @@ class _Question:
                 connection.putheader(name, value)
         except ValueError:  # it has the value in its words
             raise _Unanswered("cannot be asked: no header can hold the API key, or has that name") from None
-        connection.auto_open = 0
         with suppress(OSError):
             connection.endheaders()
 

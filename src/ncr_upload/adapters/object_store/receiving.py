@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeVar
@@ -71,7 +72,8 @@ class Bodies:
             return await asyncio.wrap_future(running)
         except asyncio.CancelledError:
             if not kept_or_abandoned.acquire(blocking=False):
-                await asyncio.wait([asyncio.wrap_future(running)])
+                with suppress(Exception):
+                    await asyncio.wrap_future(running)
             raise
 
 

@@ -65,10 +65,10 @@ class Zip:
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from gathered(self._pieces())
-        except _Changed:
+        except _Changed as changed:
             raise PackageChanged(
                 "package_changed",
-                f"{self._newest and self._newest.target} on the worker's disk is not what was downloaded",
+                f"{changed} on the worker's disk is not what was downloaded",
                 "The job is tried again; if it stays so, check the worker's disk.",
             ) from None
 
@@ -127,11 +127,11 @@ class Zip:
                     yield from self._until(file, offset + size)
                     chunk = source.read(size)
                     if len(chunk) < size:
-                        raise _Changed
+                        raise _Changed(file.target)
                     crc32, offset = isal_zlib.crc32(chunk, crc32), offset + len(chunk)
                     yield chunk
         if (yield from self._whole(file)).crc32 != crc32:
-            raise _Changed
+            raise _Changed(file.target)
 
     def _whole(self, file: Arrival) -> Generator[bytes, None, PackageFile]:
         yield from self._until(file, inf)
