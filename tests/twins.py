@@ -5,10 +5,11 @@ Each can be told to fail: `failures` maps a name (an object's key, or a method) 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,13 @@ def _fail_if_told(failures: Failures, name: str) -> None:
 
 
 class MemoryObjectStore:
-    """A bucket as a dict from key to content."""
+    """A bucket as a dict from key to content; `listed` is what its lists tell."""
 
     def __init__(self, objects: dict[str, bytes] | None = None, bucket: str = "memory") -> None:
         self.objects = dict(objects or {})
         self.bucket = bucket
         self.fetched: list[str] = []
+        self.listed: dict[str, ObjectInfo] = {}
         self.failures: Failures = defaultdict(list)
 
     @property
@@ -42,6 +44,9 @@ class MemoryObjectStore:
     async def stat(self, key: str) -> ObjectInfo:
         content = self._content(key)
         return ObjectInfo(key, len(content), _md5(content))
+
+    async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
+        return {key: self.listed[key] for key in keys if key in self.listed}
 
     async def fetch(
         self,
@@ -86,8 +91,8 @@ class MemoryValidator:
     def url(self) -> str:
         return "memory:validator"
 
-    async def judge(self, sku: str, package: AsyncIterator[bytes]) -> Verdict:
-        self.asked.append((sku, b"".join([chunk async for chunk in package])))
+    async def judge(self, sku: str, package: Iterable[bytes]) -> Verdict:
+        self.asked.append((sku, await asyncio.to_thread(b"".join, package)))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer

@@ -725,4 +725,30 @@ def test_a_job_that_no_removal_makes_room_for_is_deferred_and_keeps_what_it_has(
     worker.run()
     assert worker.task.problem is not None
     assert worker.task.problem.code == "disk_short"
-    assert len(list(worker.work_dir.glob("*/*.json"))) == len(OBJECTS) - 1
+    assert len(list(worker.work_dir.glob(f"{worker.task_id}-*/[!j]*"))) == len(OBJECTS) - 1, "beside the journal"
+
+
+def test_what_is_here_already_is_not_believed_to_be_the_newest_by_a_list(worker: Worker) -> None:
+    """A list may lag behind the objects."""
+    for key in OBJECTS:
+        worker.store.listed[key] = asyncio.run(worker.store.stat(key))
+    worker.validator.answers = [AWAY]
+    worker.run()
+    worker.validator.answers = [Verdict(True, "Valid", 200, "{}")]
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    replaced = next(iter(OBJECTS))
+    worker.store.objects[replaced] = b"replaced"
+    worker.store.fetched.clear()
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert worker.store.fetched == [replaced]
+    assert b"replaced" in worker.dropoff.deliveries["job-1"].values()
+
+
+def test_an_object_that_only_a_list_tells_of_is_missing(worker: Worker) -> None:
+    for key in OBJECTS:
+        worker.store.listed[key] = asyncio.run(worker.store.stat(key))
+    del worker.store.objects[next(iter(OBJECTS))]
+    worker.run()
+    assert worker.task.problem is not None
+    assert worker.task.problem.code == "object_missing"

@@ -112,8 +112,8 @@ def test_without_a_strong_etag_nothing_is_kept(cache: DownloadCache, etag: str) 
     assert entries(cache) == []
 
 
-def test_what_no_record_tells_of_is_not_kept(cache: DownloadCache) -> None:
-    """A part, a file whose record could not be written."""
+def test_what_the_journal_does_not_tell_of_is_not_kept(cache: DownloadCache) -> None:
+    """A part, a file whose line could not be written."""
     work_dir, task_id = cache.folder.parent, str(uuid.uuid4())
     with Workspace(work_dir, task_id, 1) as workspace:
         workspace.place("a").write_bytes(CONTENT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 from ledger_twin import MemoryHost
 from ncr_upload.application.download_cache import DownloadCache
 from ncr_upload.application.ports import Fetched, ObjectInfo
-from ncr_upload.application.workspace import Workspace, remove_oldest, remove_workspaces, sweep_workspaces
+from ncr_upload.application.workspace import JOURNAL, Workspace, remove_oldest, remove_workspaces, sweep_workspaces
 from ncr_upload.domain.jobs import TERMINAL, Status
 
 HOLD = """
@@ -134,25 +133,75 @@ def test_without_an_etag_nothing_is_kept(tmp_path: Path, task_id: str) -> None:
     assert found(tmp_path, task_id, replace(WANTED, etag="")) is None
 
 
-@pytest.mark.parametrize("damage", ["bytes", "cut", "record", "no record", "empty record", "crc32"])
-def test_a_damaged_file_or_record_is_not_kept(tmp_path: Path, task_id: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["bytes", "cut", "line cut", "no journal", "other json", "no text", "crc32"])
+def test_a_damaged_file_or_journal_is_not_kept(tmp_path: Path, task_id: str, damage: str) -> None:
     download(tmp_path, task_id)
-    record = next((tmp_path / f"{task_id}-1").glob("*.json"))
-    file = record.with_suffix("")
+    with Workspace(tmp_path, task_id, 1) as workspace:
+        file, journal = workspace.place(KEY), workspace.path / JOURNAL
     match damage:
         case "bytes":
             file.write_bytes(CONTENT[::-1])
         case "cut":
             file.write_bytes(CONTENT[:-1])
-        case "record":
-            record.write_text('{"key": ')
-        case "no record":
-            record.unlink()
-        case "empty record":
-            record.write_text("[]")
+        case "line cut":
+            journal.write_bytes(journal.read_bytes()[:-2])
+        case "no journal":
+            journal.unlink()
+        case "other json":
+            journal.write_text('[]\n{}\n[["a"], 1, 2, 3, 4, 5]\n["a"]\n7')
+        case "no text":
+            journal.write_bytes(b"\xff\0" * 100)
         case "crc32":
-            record.write_text(json.dumps(json.loads(record.read_text()) | {"crc32": 1}))
+            journal.write_text(journal.read_text().replace(str(FETCHED.crc32), "1"))
     assert found(tmp_path, task_id) is None
+
+
+def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path, task_id: str) -> None:
+    """By a kill, or by a full disk that had room again for the next one."""
+    other = replace(WANTED, key="artists/b.glb")
+    download(tmp_path, task_id)
+    journal = tmp_path / f"{task_id}-1" / JOURNAL
+    journal.write_bytes(journal.read_bytes() + journal.read_bytes()[:-9])
+    with Workspace(tmp_path, task_id, 2) as workspace:
+        workspace.place(other.key).write_bytes(CONTENT)
+        workspace.note(other.key, FETCHED)
+    with Workspace(tmp_path, task_id, 3) as workspace:
+        assert workspace.clear_all_but([WANTED, other]) == {WANTED.key, other.key}
+        assert [workspace.find(each) for each in (WANTED, other)] == [FETCHED, FETCHED]
+
+
+def test_of_two_lines_the_newer_one_counts(tmp_path: Path, task_id: str) -> None:
+    download(tmp_path, task_id)
+    newer = replace(WANTED, size=3, etag="f" * 32)
+    fetched = Fetched(3, hashlib.sha256(b"new").hexdigest(), zlib.crc32(b"new"), newer.etag)
+    with Workspace(tmp_path, task_id, 2) as workspace:
+        workspace.place(KEY).write_bytes(b"new")
+        workspace.note(KEY, fetched)
+        assert workspace.find(newer) == fetched
+    with Workspace(tmp_path, task_id, 3) as workspace:
+        assert workspace.clear_all_but([newer]) == {KEY}
+        assert workspace.find(newer) == fetched
+        workspace.forget(KEY)
+        assert workspace.find(newer) is None
+
+
+def test_a_file_put_in_place_by_an_attempt_that_was_killed_before_its_line_is_held_against_the_older_one(
+    tmp_path: Path, task_id: str
+) -> None:
+    download(tmp_path, task_id)
+    with Workspace(tmp_path, task_id, 2) as workspace:
+        workspace.place(KEY).write_bytes(CONTENT[::-1])
+    assert found(tmp_path, task_id, fence=3) is None
+
+
+def test_what_an_older_release_left_goes(tmp_path: Path, task_id: str) -> None:
+    """It wrote a record beside each file."""
+    (tmp_path / f"{task_id}-1").mkdir()
+    with Workspace(tmp_path, task_id, 2) as workspace:
+        workspace.place(KEY).write_bytes(CONTENT)
+        workspace.place(KEY).with_suffix(".json").write_text("{}")
+        assert workspace.clear_all_but([WANTED]) == set()
+        assert list(workspace.path.iterdir()) == []
 
 
 def test_partial_files_and_objects_that_are_no_longer_wanted_go(tmp_path: Path, task_id: str) -> None:

@@ -8,10 +8,9 @@ import io
 import json
 import random
 import subprocess
-import threading
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from ncr_upload.adapters.zip_archive import archive as archiving
 from ncr_upload.adapters.zip_archive.records import StoredBlocks
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
-from ncr_upload.domain.errors import Rejected, Unavailable
+from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import write_package
 from parts import require
 
@@ -48,14 +47,22 @@ def files(tmp_path: Path) -> list[LocalFile]:
     return write_package(tmp_path / "files", CONTENTS)
 
 
-async def one_by_one(files: Sequence[LocalFile], pause_seconds: float = 0) -> AsyncIterator[Arrival]:
-    for file in files:
-        await asyncio.sleep(pause_seconds)
-        yield Arrival.of(file)
-
-
 async def archive(files: Sequence[LocalFile], pause_seconds: float = 0) -> bytes:
-    return b"".join([chunk async for chunk in ZipArchiver().stream(one_by_one(files, pause_seconds))])
+    """Of files that arrive one after the other."""
+    arriving = [Arrival(local.file.target, local.file.size, local.path) for local in files]
+    reading = asyncio.create_task(collect(ZipArchiver().stream(arriving)))
+    for arrival, local in zip(arriving, files, strict=True):
+        await asyncio.sleep(pause_seconds)
+        arrival.become(local)
+    return b"".join(await reading)
+
+
+async def collect(chunks: Iterable[bytes]) -> list[bytes]:
+    return await asyncio.to_thread(list, chunks)
+
+
+async def first_of(chunks: Iterator[bytes]) -> bytes:
+    return await asyncio.to_thread(next, chunks)
 
 
 async def test_the_zip_holds_every_file_in_the_order_given(files: list[LocalFile]) -> None:
@@ -154,22 +161,12 @@ async def test_a_reader_that_is_not_python_finds_the_same_files(files: list[Loca
 
 
 async def test_the_first_bytes_leave_before_the_last_file_has_arrived(files: list[LocalFile]) -> None:
-    arrived: list[str] = []
-    last = asyncio.Event()
-
-    async def arriving() -> AsyncIterator[Arrival]:
-        for local in files:
-            if local is files[-1]:
-                await last.wait()
-            arrived.append(local.file.target)
-            yield Arrival.of(local)
-
-    chunks = ZipArchiver().stream(arriving())
-    assert (await anext(chunks)).startswith(b"PK")
-    assert len(arrived) < len(files)
-    last.set()
-    assert [chunk async for chunk in chunks]
-    assert len(arrived) == len(files)
+    last = Arrival(files[-1].file.target, files[-1].file.size, files[-1].path)
+    chunks = iter(ZipArchiver().stream([*map(Arrival.of, files[:-1]), last]))
+    first = await first_of(chunks)
+    assert first.startswith(b"PK")
+    last.become(files[-1])
+    assert first + b"".join(await collect(chunks)) == await archive(files)
 
 
 async def test_a_large_or_uncompressed_file_enters_the_zip_while_it_arrives(
@@ -180,13 +177,10 @@ async def test_a_large_or_uncompressed_file_enters_the_zip_while_it_arrives(
         whole = await archive([local])
         growing = Arrival(local.file.target, local.file.size, local.path.with_name("its place"))
 
-        async def arriving(arrival: Arrival = growing) -> AsyncIterator[Arrival]:
-            yield arrival
-
-        chunks = ZipArchiver().stream(arriving())
+        chunks = iter(ZipArchiver().stream([growing]))
         growing.begin(local.path)
         growing.reach(local.file.size // 2)
-        made = [await anext(chunks)]
+        made = [await first_of(chunks)]
         assert made[0].startswith(b"PK")
         reading = asyncio.create_task(collect(chunks))
         await asyncio.sleep(0.05)
@@ -207,24 +201,8 @@ async def test_what_is_made_is_not_held_back_while_a_file_is_waited_for(tmp_path
     growing.begin(tmp_path / "growing")
     growing.reach(reached)
 
-    async def arriving() -> AsyncIterator[Arrival]:
-        yield Arrival.of(first)
-        yield growing
-
-    chunks = ZipArchiver().stream(arriving())
     async with asyncio.timeout(10):
-        assert NOISE[:1000] in await anext(chunks)
-    await chunks.aclose()  # type: ignore[attr-defined]
-
-
-async def test_a_failure_of_the_files_reaches_the_reader_of_the_zip(files: list[LocalFile]) -> None:
-    async def arriving() -> AsyncIterator[Arrival]:
-        yield Arrival.of(files[0])
-        raise Rejected("object_missing", "there is no object 'k'", "Upload it.")
-
-    with pytest.raises(Rejected, match="no object"):
-        async for _ in ZipArchiver().stream(arriving()):
-            pass
+        assert NOISE[:1000] in await first_of(iter(ZipArchiver().stream([Arrival.of(first), growing])))
 
 
 @pytest.mark.parametrize("changed", [0, 1])
@@ -246,41 +224,25 @@ async def test_a_growing_file_that_is_shorter_than_was_said_is_no_zip(
     for local in (files[0], files[1]):
         growing = Arrival(local.file.target, local.file.size + 2_000_000, local.path)
 
-        async def arriving(arrival: Arrival = growing) -> AsyncIterator[Arrival]:
-            yield arrival
-
         growing.begin(local.path)
         growing.reach(1)
-        reading = asyncio.create_task(collect(ZipArchiver().stream(arriving())))
+        reading = asyncio.create_task(collect(ZipArchiver().stream([growing])))
         await asyncio.sleep(0.05)
         growing.become(local)
         with pytest.raises(Unavailable, match=local.file.target):
             await asyncio.wait_for(reading, 20)
 
 
-async def test_a_cancelled_zip_leaves_no_thread_behind(files: list[LocalFile]) -> None:
-    async def arriving() -> AsyncIterator[Arrival]:
-        yield Arrival.of(files[0])
-        await asyncio.sleep(3600)
-
-    async def read() -> None:
-        async for _ in ZipArchiver().stream(arriving()):
-            first.set()
-
-    first = asyncio.Event()
-    reading = asyncio.create_task(read())
-    await first.wait()
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
-    for thread in threading.enumerate():
-        if thread.name.startswith("zip"):
-            await asyncio.to_thread(thread.join, 10)
-            assert not thread.is_alive()
-
-
-async def collect(chunks: AsyncIterator[bytes]) -> list[bytes]:
-    return [chunk async for chunk in chunks]
+@pytest.mark.parametrize("pause_seconds", [0, 2 * archiving.HELD_SECONDS], ids=["before it waits", "while it waits"])
+async def test_a_stopped_zip_frees_the_thread_that_waits_for_a_file(files: list[LocalFile], pause_seconds: float) -> None:
+    never = Arrival("S/never.glb", 1000, files[0].path)
+    made = ZipArchiver().stream([Arrival.of(files[0]), never])
+    reading = asyncio.create_task(collect(made))
+    await asyncio.sleep(pause_seconds)
+    made.stop()
+    async with asyncio.timeout(10):
+        with pytest.raises(Exception, match=r"^$"):
+            await reading
 
 
 def write(path: Path, content: bytes) -> None:

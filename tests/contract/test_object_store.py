@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import random
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -123,6 +124,58 @@ async def test_a_fetch_replaces_what_was_at_its_place_only_when_it_is_whole(
     assert (tmp_path / "target").read_bytes() == b"old"
     await store.fetch("a.bin", tmp_path / "target", lambda _: None)
     assert (tmp_path / "target").read_bytes() == b"new"
+
+
+# --- a list in place of a look at each --------------------------------------------------------------------------
+
+
+def put_many(s3: S3Server, count: int = 20) -> list[str]:
+    keys = [f"jobs/7/{name}" for name in [*AWKWARD_KEYS, *(f"maps/{number}.png" for number in range(count))]]
+    for key in [*keys, "jobs/7/another", "jobs/70/another", "another"]:
+        s3.put(key, key.encode())
+    return keys
+
+
+async def test_a_list_tells_what_a_look_at_each_tells(s3: S3Server) -> None:
+    store, keys = open_store(s3), put_many(s3)
+    listed = await store.glance([*keys, "jobs/7/missing"])
+    assert sum("maps/" in key for key in listed) == 20
+    assert listed == {key: await store.stat(key) for key in keys if key in listed}
+
+
+async def test_few_objects_and_those_of_no_common_folder_are_not_listed(s3: S3Server) -> None:
+    store, keys = open_store(s3), put_many(s3)
+    assert await store.glance([]) == {}
+    assert await store.glance(keys[-5:]) == {}
+    assert await store.glance([*keys, "another"]) == {}
+
+
+async def test_of_a_folder_with_many_other_objects_only_the_beginning_is_read(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "LIST_PAGE", 4)
+    for number in range(100):
+        s3.put(f"crowd/{number:03}", b"x")
+    listed = await open_store(s3).glance([f"crowd/{number:03}" for number in range(0, 100, 5)])
+    assert 0 < len(listed) < 20
+
+
+@fault("S3: lists denied or broken", injector="scripted answers", invariants="R", outcome="each object is looked at by itself")
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(403, b"<Error><Code>AccessDenied</Code></Error>"), Answer(501), Answer(200, b"no list"), Answer(delay_seconds=2)],
+)
+async def test_a_store_that_gives_no_list_is_not_asked_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    monkeypatch.setattr(object_store, "LIST_SECONDS", 1)
+    keys = [f"folder/{number}" for number in range(20)]
+    with start_http(answer) as server:
+        store = open_store(s3, endpoint=server.url)
+        assert await store.glance(keys) == {}
+        asked = len(server.requests)
+        assert await store.glance(keys) == {}
+        assert len(server.requests) == asked > 0
 
 
 # --- over several requests at once ------------------------------------------------------------------------------
@@ -277,6 +330,42 @@ async def test_a_cancelled_fetch_does_not_wait_for_a_storage_that_has_fallen_sil
         assert names_in(tmp_path) == []
         proxy.heal()
         await asyncio.to_thread(until, lambda: not open_files(tmp_path), 60)
+
+
+async def test_a_cancelled_fetch_of_a_small_object_waits_for_no_answer_and_keeps_none(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("small.bin", b"x" * 1000)
+    with fault_proxy(("127.0.0.1", int(s3.endpoint.rpartition(":")[2]))) as proxy:
+        store = open_store(s3, endpoint=f"http://127.0.0.1:{proxy.port}", read_timeout_seconds=60)
+        known = await store.stat("small.bin")
+        proxy.freeze()
+        fetching = asyncio.create_task(store.fetch("small.bin", tmp_path / "target", lambda _: None, known=known))
+        await asyncio.sleep(0.3)
+        fetching.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await fetching
+        proxy.heal()
+        await asyncio.to_thread(store._bodies._threads.shutdown)
+        assert names_in(tmp_path) == []
+
+
+async def test_a_cancellation_waits_for_what_is_being_written() -> None:
+    begun, go, kept = threading.Event(), threading.Event(), list[str]()
+
+    def keep(received: str) -> None:
+        begun.set()
+        assert go.wait(20)
+        kept.append(received)
+
+    receiving_it = asyncio.create_task(receiving.Bodies().receive(lambda: "body", keep))
+    await asyncio.to_thread(begun.wait, 20)
+    receiving_it.cancel()
+    await asyncio.sleep(0.1)
+    assert not receiving_it.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving_it
+    assert kept == ["body"]
 
 
 # --- the real one's faults --------------------------------------------------------------------------------------

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email
 import email.policy
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
+from certificates import make_certificates
 from fault_table import fault
 from ncr_upload.adapters import http_validator
 from ncr_upload.adapters.http_validator import HttpValidator
@@ -46,9 +53,8 @@ def said(*results: str, **more: object) -> Answer:
     return Answer(200, json.dumps({"data": [{"result": result, **more} for result in results]}).encode())
 
 
-async def package(*chunks: bytes) -> AsyncIterator[bytes]:
-    for chunk in chunks or (b"PK zip",):
-        yield chunk
+def package(*chunks: bytes) -> Iterable[bytes]:
+    return chunks or (b"PK zip",)
 
 
 async def undecided(validator: Validator, sku: str = "SKU-1") -> Unavailable:
@@ -86,7 +92,7 @@ async def test_no_answer_is_never_a_verdict(judging: Callable[[str], Validator])
 
 
 async def test_a_failure_of_the_package_itself_is_not_the_validators(judging: Callable[[str], Validator]) -> None:
-    async def broken() -> AsyncIterator[bytes]:
+    def broken() -> Iterator[bytes]:
         yield b"PK"
         raise Rejected("object_missing", "there is no object 'k'", "Upload it.")
 
@@ -125,9 +131,9 @@ async def test_the_package_is_taken_as_it_comes_not_all_at_once(scripted: Callab
     """A package that takes longer than the time-out to make is no fault of the validator."""
     server = scripted(said("Valid"))
 
-    async def slow() -> AsyncIterator[bytes]:
+    def slow() -> Iterator[bytes]:
         for _ in range(4):
-            await asyncio.sleep(0.7)
+            time.sleep(0.7)
             yield b"x" * 100_000
 
     verdict = await open_validator(server, timeout_seconds=2).judge("SKU-1", slow())
@@ -296,3 +302,150 @@ async def test_proxies_of_the_environment_are_not_used(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert (await open_validator(scripted(said("Valid"))).judge("SKU-1", package())).passed
+
+
+# --- while it is asked ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that treats its one connection as it likes; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def run() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    serve(connection)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/validate"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def endless() -> Iterator[bytes]:
+    while True:
+        yield bytes(1_000_000)
+
+
+def until_closed(connection: socket.socket) -> None:
+    connection.settimeout(20)
+    while connection.recv(1_000_000):
+        pass
+
+
+@pytest.mark.parametrize("status", [401, 413, 503])
+async def test_an_answer_before_all_of_the_zip_is_taken_is_an_answer(status: int) -> None:
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status)
+        connection.shutdown(socket.SHUT_WR)
+        time.sleep(0.5)  # what has been sent meanwhile is not read: the connection is reset
+
+    def some() -> Iterator[bytes]:
+        for _ in range(10):
+            yield bytes(100)
+            time.sleep(0.1)
+
+    with listening(refuse) as url:
+        if status == 503:
+            error = await undecided(HttpValidator(url, KEY))
+            assert error.http_status == 503  # type: ignore[attr-defined]
+        else:
+            verdict = await HttpValidator(url, KEY).judge("SKU-1", some())
+            assert (verdict.passed, verdict.http_status) == (False, status)
+
+
+@fault("Validator: takes no more of the zip", injector="socket", invariants="LH", outcome="no verdict within the time-out")
+async def test_a_validator_that_takes_no_more_is_given_up_within_the_time_out() -> None:
+    gone = threading.Event()
+    with listening(lambda _: assert_waited(gone)) as url:
+        with pytest.raises(Unavailable, match="in time"):
+            await HttpValidator(url, KEY, timeout_seconds=1).judge("SKU-1", endless())
+        gone.set()
+
+
+def assert_waited(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+async def test_an_answer_that_never_ends_is_given_up_within_the_time_out(scripted: Callable[..., HttpServer]) -> None:
+    drip = Answer(200, b" " * 50, drip_seconds=0.2)
+    began = time.monotonic()
+    assert "in time" in (await undecided(open_validator(scripted(drip), timeout_seconds=1))).message
+    assert time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("silent", ["while it is sent", "while it answers", "while the package is waited for"])
+async def test_a_cancellation_waits_for_nobody(silent: str) -> None:
+    """And the thread that asked ends."""
+    begun, gone = threading.Event(), threading.Event()
+
+    def sending() -> Iterator[bytes]:
+        begun.set()
+        match silent:
+            case "while it is sent":
+                yield from endless()
+            case "while the package is waited for":
+                assert_waited(gone)
+        yield b"PK"
+
+    with listening(until_closed if silent != "while it is sent" else lambda _: assert_waited(gone)) as url:
+        asking = asyncio.create_task(HttpValidator(url, KEY, timeout_seconds=60).judge("SKU-1", sending()))
+        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        gone.set()
+
+
+async def test_a_login_in_its_url_is_sent_as_one(scripted: Callable[..., HttpServer]) -> None:
+    server = scripted(said("Valid"))
+    await HttpValidator(server.url.replace("//", "//us%40er:pa%3Ass@"), None).judge("SKU-1", package())
+    sent = server.requests[0].headers
+    assert base64.b64decode(sent["authorization"].removeprefix("Basic ")) == b"us@er:pa:ss"
+    assert sent["host"] == server.url.removeprefix("http://")
+
+
+@pytest.mark.parametrize("key", ["a-secret\r\nX: y", "a-secret-\u0394"])
+async def test_a_key_that_no_header_can_hold_is_not_told(scripted: Callable[..., HttpServer], key: str) -> None:
+    server = scripted(said("Valid"))
+    with pytest.raises(Unavailable, match="API key") as caught:
+        await HttpValidator(server.url, key).judge("SKU-1", package())
+    assert "secret" not in str(caught.value)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_its_certificate_must_be_trusted(
+    scripted: Callable[..., HttpServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    made = make_certificates(tmp_path)
+    monkeypatch.setattr(
+        http_validator, "_tls", lambda: ssl.create_default_context(cafile=made.authority if trusted else made.foreign)
+    )
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(made.server, made.server_key)
+
+    def serve(connection: socket.socket) -> None:
+        with serving.wrap_socket(connection, server_side=True) as encrypted:
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += encrypted.recv(100_000)
+            assert b"PK zip" in received
+            content = said("Valid").body
+            encrypted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+
+    with listening(serve) as url:
+        validator = HttpValidator(url.replace("http:", "https:"), KEY)
+        if trusted:
+            assert (await validator.judge("SKU-1", package())).passed
+        else:
+            assert "cannot be reached" in (await undecided(validator)).message

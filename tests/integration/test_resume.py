@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.upload import WINDOW_BYTES
 from ncr_upload.application import download_cache
 from ncr_upload.application.arrivals import SMALL_BYTES
+from ncr_upload.application.workspace import JOURNAL
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded import textures
 from ncr_upload.entrypoints.embedded.product import Product, make_product
@@ -56,15 +59,17 @@ def huge_product(large_product: Product) -> Product:
     return replace(large_product, files=large_product.files | {scene: large_product.files[scene] + os.urandom(SCENE_BYTES)})
 
 
-def records(workplace: Workplace) -> list[Path]:
-    """One for each finished download that waits for the next attempt."""
-    return sorted(workplace.settings.work_dir.glob("[!.]*/*.json"))
+def finished(workplace: Workplace) -> list[Path]:
+    """The downloads that wait for the next attempt."""
+    journals = list(workplace.settings.work_dir.glob(f"[!.]*/{JOURNAL}"))
+    lines = [(journal.parent, line) for journal in journals for line in journal.read_text().splitlines() if line]
+    return sorted(folder / hashlib.sha256(json.loads(line)[0].encode()).hexdigest() for folder, line in lines)
 
 
 def arrived_pictures(workplace: Workplace) -> int:
     """How many of the noisy ones: the small files come before them."""
-    with suppress(FileNotFoundError):
-        return sum(record.with_suffix("").stat().st_size > SMALL_BYTES for record in records(workplace))
+    with suppress(FileNotFoundError, ValueError):
+        return sum(place.stat().st_size > SMALL_BYTES for place in finished(workplace))
     return 0
 
 
@@ -97,7 +102,7 @@ def fail_half_way(workplace: Workplace, storage: FaultProxy, task: Task) -> set[
     storage.heal()
     until(lambda: not open_files(workplace.settings.work_dir), 60)  # a body that nobody waits for any more is read on a little
     make_due(workplace)
-    return {record.with_suffix("") for record in records(workplace)}
+    return set(finished(workplace))
 
 
 def make_due(workplace: Workplace) -> None:
@@ -165,7 +170,7 @@ def test_what_a_killed_worker_had_downloaded_is_not_fetched_again(
     storage.heal()
     make_due(workplace)
     files = selected(large_product)
-    places = {record.with_suffix("") for record in records(workplace)}
+    places = set(finished(workplace))
     missing = sum(map(len, files.values())) - sum(place.stat().st_size for place in places)
     assert_only(attempt_again(workplace, storage, task), missing, large_product)
     assert workplace.delivered("killed") == large_product.delivered

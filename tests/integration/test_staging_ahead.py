@@ -90,7 +90,7 @@ def test_a_no_removes_what_was_staged_and_leaves_the_delivery_before(
 def test_what_was_staged_before_no_verdict_came_is_not_sent_again(
     workplace: Workplace, validator: Gateway, partner: FaultProxy, job_id: str, product: Product
 ) -> None:
-    validator.spoil = lambda _request, _forward: Answer(503)
+    validator.spoil = lambda _request, _forward: Answer(503, delay_seconds=1)
     workplace.place(job_id, product)
     (task,) = workplace.submit(job_id)
     assert workplace.attempt(task).status is Status.PENDING

@@ -1,19 +1,27 @@
-"""The validator over HTTP, on httpx.
+"""The validator over HTTP.
 
-The zip is streamed as one field of a multipart body, so its size never matters here. Proxies and logins of the
+The zip is streamed as one field of a multipart body, so its size never matters here. It is made and sent by one thread, on
+http.client, since each crossing to the event loop and back costs as much as sending what crossed. Proxies and logins of the
 environment are not used: the validator is a part of the installation.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import socket
 import ssl
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -25,12 +33,15 @@ from ncr_upload.domain.errors import Unavailable
 PASSES = ("Valid", "Warning")
 UNDECIDED = frozenset({408, 429})
 CONNECT_SECONDS = 10
+JOINED_BYTES = 64 * 1024
+"""A piece up to that size is sent together with what goes around it."""
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_REASONS = 50
 MAX_REASON_CHARS = 400
 SKU_FIELDS = frozenset({"sku", "skuid", "product", "productid", "productsku"})
 """In lower case and without underscores."""
 SEVERITIES = ("error", "warning", "info", "hint")
+NO_ADDRESS, NOT_IN_TIME, CUT = "has no usable address", "did not answer in time", "cut the connection"
 NEXT_STEP = "It is asked again; see whether the validator is up and VALIDATOR_API_URL is right."
 
 
@@ -51,6 +62,7 @@ class HttpValidator:
         self._headers = {key_header: api_key} if api_key else {}
         self._key_header = key_header
         self._timeout_seconds = timeout_seconds
+        self._threads = ThreadPoolExecutor(1000, thread_name_prefix="validator")
 
     @property
     def url(self) -> str:
@@ -62,52 +74,44 @@ class HttpValidator:
         """What is sent with every question: the key, so never log it."""
         return dict(self._headers)
 
-    async def judge(self, sku: str, package: AsyncIterator[bytes]) -> Verdict:
-        answer, body = await self._ask(sku, package)
-        status = answer.status_code
+    async def judge(self, sku: str, package: Iterable[bytes]) -> Verdict:
+        answer = await self._ask(sku, package)
+        status, body = answer.status, answer.body
+        if len(body) > MAX_ANSWER_BYTES:
+            raise self._undecided(f"sent an answer of over {MAX_ANSWER_BYTES} bytes", status)
         if status == 200:
             return self._read_verdict(sku, body)
         if 400 <= status < 500 and status not in UNDECIDED:
             return Verdict(False, f"HTTP {status}", status, _text(body), self._reasons_of_refusal(status, body))
         raise self._undecided(
-            f"answered {status}" + (" (a redirect, which is not followed)" if answer.is_redirect else ""),
+            f"answered {status}" + (" (a redirect, which is not followed)" if 300 <= status < 400 else ""),
             status,
             _retry_after_seconds(answer.headers.get("Retry-After")),
         )
 
-    async def _ask(self, sku: str, package: AsyncIterator[bytes]) -> tuple[httpx.Response, bytes]:
-        """The answer with its body. Raises `Undecided` for whatever the network does, and what `package` raises."""
-        boundary = f"ncr-{uuid.uuid4().hex}"
-        waits = httpx.Timeout(self._timeout_seconds, connect=min(CONNECT_SECONDS, self._timeout_seconds))
-        try:
-            async with (
-                asyncio.timeout(None) as deadline,
-                httpx.AsyncClient(verify=_tls(), timeout=waits, trust_env=False, follow_redirects=False) as client,
-                client.stream(
-                    "POST",
-                    f"{self._target}/{quote(sku, safe='')}",
-                    headers={
-                        **self._headers,
-                        "Content-Type": f"multipart/form-data; boundary={boundary}",
-                        "Accept": "application/json",
-                        "Accept-Encoding": "identity",
-                    },
-                    content=_frame(sku, package, boundary, deadline, self._timeout_seconds),
-                ) as answer,
-            ):
-                return answer, await self._read_bounded(answer)
-        except (httpx.RequestError, httpx.InvalidURL, TimeoutError) as error:
-            if isinstance(error, TimeoutError) and not deadline.expired():
-                raise  # the package's own
-            raise self._undecided(_cause(error)) from None
+    async def _ask(self, sku: str, package: Iterable[bytes]) -> _Answer:
+        """Raises `Undecided` for whatever the network does, and what `package` raises. The deadline runs from when the
+        validator has all of the zip."""
+        loop = asyncio.get_running_loop()
+        question = _Question(self._headers, self._timeout_seconds)
+        address = f"{self._target}/{quote(sku, safe='')}"
 
-    async def _read_bounded(self, answer: httpx.Response) -> bytes:
-        body = bytearray()
-        async for chunk in answer.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                raise self._undecided(f"sent an answer of over {MAX_ANSWER_BYTES} bytes", answer.status_code)
-        return bytes(body)
+        def limit_answer() -> None:
+            if not question.abandoned:
+                deadline.reschedule(loop.time() + self._timeout_seconds)
+
+        try:
+            async with asyncio.timeout(None) as deadline:
+                asked = partial(loop.call_soon_threadsafe, limit_answer)
+                return await asyncio.wrap_future(self._threads.submit(question.ask, address, sku, package, asked))
+        except _Unanswered as error:
+            raise self._undecided(str(error)) from None
+        except TimeoutError:
+            if not deadline.expired():
+                raise  # the package's own
+            raise self._undecided(NOT_IN_TIME) from None
+        finally:
+            question.abandon()
 
     def _read_verdict(self, sku: str, body: bytes) -> Verdict:
         """DESIGN 3.4: all entries must pass; what cannot be read is unknown, never a pass."""
@@ -143,29 +147,148 @@ class HttpValidator:
         return error
 
 
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    """Made once: to read all the authorities takes as long as a small job's download."""
-    return httpx.create_ssl_context(trust_env=False)
+class _Unanswered(Exception):
+    """Why there is no answer, in words."""
 
 
-async def _frame(
-    sku: str, package: AsyncIterator[bytes], boundary: str, deadline: asyncio.Timeout, timeout_seconds: float
-) -> AsyncIterator[bytes]:
-    """The multipart body around the zip. The deadline runs while the validator has the word, not while `package` has."""
-    loop = asyncio.get_running_loop()
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Of `body` no more than one byte beyond MAX_ANSWER_BYTES is read."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
+class _Question:
+    """One request, in a thread of its own, which `abandon` frees from waiting for the validator."""
+
+    def __init__(self, headers: Mapping[str, str], timeout_seconds: float) -> None:
+        self.abandoned = False
+        self._headers = headers
+        self._timeout_seconds = timeout_seconds
+        self._socket: socket.socket | None = None
+
+    def ask(self, address: str, sku: str, package: Iterable[bytes], asked: Callable[[], object]) -> _Answer:
+        """Raises `_Unanswered`, and what `package` raises. `asked` is called when all of it is sent."""
+        url, boundary = _parse(address), f"ncr-{uuid.uuid4().hex}"
+        connection = self._connect(url)
+        try:
+            self._put_head(connection, url, boundary)
+            for piece in _chunked(_frame(sku, package, boundary)):
+                if not _send(connection, piece):
+                    break
+            asked()
+            return _receive(connection)
+        finally:
+            self._socket = None
+            connection.close()
+
+    def abandon(self) -> None:
+        """Its thread ends as soon as the package lets it."""
+        self.abandoned = True
+        if (connected := self._socket) is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # TLS's own lets a thread that sends go on in clear text
+
+    def _connect(self, url: httpx.URL) -> HTTPConnection:
+        host, seconds = url.raw_host.decode("ascii"), min(CONNECT_SECONDS, self._timeout_seconds)
+        connection = (
+            HTTPSConnection(host, url.port or 443, timeout=seconds, context=_tls())
+            if url.scheme == "https"
+            else HTTPConnection(host, url.port or 80, timeout=seconds)
+        )
+        try:
+            connection.connect()
+        except (OSError, UnicodeError):
+            connection.close()
+            raise _Unanswered("cannot be reached") from None
+        connection.sock.settimeout(self._timeout_seconds)
+        self._socket = connection.sock
+        if self.abandoned:
+            self.abandon()
+        return connection
+
+    def _put_head(self, connection: HTTPConnection, url: httpx.URL, boundary: str) -> None:
+        headers = {
+            "Host": url.netloc.decode("ascii"),
+            "User-Agent": "ncr-upload",
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Transfer-Encoding": "chunked",
+        }
+        if url.userinfo:
+            headers["Authorization"] = f"Basic {base64.b64encode(f'{url.username}:{url.password}'.encode()).decode()}"
+        connection.putrequest("POST", url.raw_path.decode("ascii"), skip_host=True, skip_accept_encoding=True)
+        try:
+            for name, value in {**headers, **self._headers}.items():
+                connection.putheader(name, value)
+        except ValueError:  # it has the value in its words
+            raise _Unanswered("cannot be asked: no header can hold the API key, or has that name") from None
+        with suppress(OSError):
+            connection.endheaders()
+
+
+def _parse(address: str) -> httpx.URL:
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        raise _Unanswered(NO_ADDRESS) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise _Unanswered(NO_ADDRESS)
+    return url
+
+
+def _send(connection: HTTPConnection, piece: bytes) -> bool:
+    """False when the validator takes no more; it may have answered."""
+    try:
+        connection.send(piece)
+    except TimeoutError:
+        raise _Unanswered(NOT_IN_TIME) from None
+    except OSError:
+        return False
+    return True
+
+
+def _receive(connection: HTTPConnection) -> _Answer:
+    try:
+        answer = connection.getresponse()
+        body = answer.read(MAX_ANSWER_BYTES + 1)
+    except TimeoutError:
+        raise _Unanswered(NOT_IN_TIME) from None
+    except (OSError, HTTPException):
+        raise _Unanswered(CUT) from None
+    if answer.length and len(body) <= MAX_ANSWER_BYTES:
+        raise _Unanswered(CUT)
+    return _Answer(answer.status, answer.headers, body)
+
+
+def _chunked(body: Iterable[bytes]) -> Iterator[bytes]:
+    for piece in body:
+        size = b"%x\r\n" % len(piece)
+        if len(piece) <= JOINED_BYTES:
+            yield size + piece + b"\r\n"
+        else:
+            yield from (size, piece, b"\r\n")
+    yield b"0\r\n\r\n"
+
+
+def _frame(sku: str, package: Iterable[bytes], boundary: str) -> Iterator[bytes]:
+    """The multipart body around the zip, in pieces of which none is empty."""
     name = sku.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
     yield (
         f'--{boundary}\r\nContent-Disposition: form-data; name="zip_file"; filename="{name}.zip"\r\n'
         "Content-Type: application/zip\r\n\r\n"
     ).encode()
-    deadline.reschedule(None)
-    async for chunk in package:
-        deadline.reschedule(loop.time() + timeout_seconds)
-        yield chunk
-        deadline.reschedule(None)
-    deadline.reschedule(loop.time() + timeout_seconds)
+    yield from filter(None, package)
     yield f"\r\n--{boundary}--\r\n".encode()
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Made once: to read all the authorities takes as long as a small job's download."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _other_sku(asked: str, objects: list[dict[str, Any]]) -> str | None:
@@ -177,18 +300,6 @@ def _other_sku(asked: str, objects: list[dict[str, Any]]) -> str | None:
 
 def _plain(field: str) -> str:
     return field.lower().replace("_", "")
-
-
-def _cause(error: Exception) -> str:
-    match error:
-        case httpx.ConnectTimeout() | httpx.ConnectError():
-            return "cannot be reached"
-        case httpx.TimeoutException() | TimeoutError():
-            return "did not answer in time"
-        case httpx.UnsupportedProtocol() | httpx.InvalidURL():
-            return "has no usable address"
-        case _:
-            return "cut the connection"
 
 
 def _retry_after_seconds(header: str | None) -> float | None:

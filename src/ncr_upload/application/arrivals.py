@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Condition
 from typing import BinaryIO
 
 from ncr_upload.application.ports import LocalFile
@@ -25,11 +26,12 @@ class Turns:
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
         """Wait for a turn and hold it. `size` is that of the answer, in bytes."""
-        async with AsyncExitStack() as held:
-            if size > SMALL_BYTES:
-                await held.enter_async_context(self._large)
-            await held.enter_async_context(self._all)
-            yield
+        if size > SMALL_BYTES:
+            async with self._large, self._all:
+                yield
+        else:
+            async with self._all:
+                yield
 
 
 class Follower:
@@ -53,6 +55,7 @@ class Arrival(Follower):
         self.reached = 0
         self._growing = place
         self._changed = asyncio.Event()
+        self._changed_for_threads = Condition()
         self.local: LocalFile | None = None
 
     @classmethod
@@ -68,6 +71,7 @@ class Arrival(Follower):
     def reach(self, size: int) -> None:
         self.reached = size
         self._changed.set()
+        self.wake()
 
     def become(self, local: LocalFile) -> None:
         """It is whole."""
@@ -87,12 +91,22 @@ class Arrival(Follower):
             await self._change()
         return self.reached
 
+    def wait(self, is_enough: Callable[[], bool], seconds: float | None = None) -> bool:
+        """As `whole` and `beyond`, but for a thread: until it is so, or `seconds` have passed; whether it is."""
+        with self._changed_for_threads:
+            return self._changed_for_threads.wait_for(is_enough, seconds)
+
+    def wake(self) -> None:
+        """Have threads that wait look again."""
+        with self._changed_for_threads:
+            self._changed_for_threads.notify_all()
+
     def open(self) -> BinaryIO:
         """For reading, once something of it is there. Where it grew it is found no more when it has just become whole."""
         try:
-            return self._growing.open("rb")
+            return self._growing.open("rb", buffering=0)
         except FileNotFoundError:
-            return self.place.open("rb")
+            return self.place.open("rb", buffering=0)
 
     async def _change(self) -> None:
         self._changed.clear()

@@ -56,12 +56,17 @@ class Downloads:
     async def prepare(self) -> int:
         """Look at every object and reserve room for them; how many seem to be here from an earlier attempt or in the cache.
         Raises `Rejected`, `Unavailable`, and `Deferred` where there is no room."""
-        self._objects = await self._stat_all()
-        self.size = PackageSize(len(self.plan), sum(found.size for found in self._objects))
-        self._here = await asyncio.to_thread(self._workspace.clear_all_but, self._objects)
-        wanted = [(found, self._workspace.place(found.key)) for found in self._objects if found.key not in self._here]
+        keys = [planned.key for planned in self.plan]
+        listed = await self._store.glance(keys)
+        seen = {**listed, **await self._stat([key for key in keys if key not in listed])}
+        objects = [seen[key] for key in keys]
+        self._here = await asyncio.to_thread(self._workspace.clear_all_but, objects)
+        wanted = [(found, self._workspace.place(found.key)) for found in objects if found.key not in self._here]
         self._taken = await asyncio.to_thread(self._cache.take, self._store.source, wanted)
-        missing_bytes = sum(found.size for found, _ in wanted if found.key not in self._taken)
+        seen |= await self._see_again([listed[key] for key in [*self._here, *self._taken] if key in listed])
+        self._objects = [seen[key] for key in keys]
+        self.size = PackageSize(len(keys), sum(found.size for found in self._objects))
+        missing_bytes = sum(seen[key].size for key in keys if key not in self._here and key not in self._taken)
         await asyncio.to_thread(self._room.take, self.size.bytes, missing_bytes)
         return len(self._here) + len(self._taken)
 
@@ -73,26 +78,28 @@ class Downloads:
             self.arrivals.append(arrival)
             self.tasks.append(asyncio.create_task(self._fetch(planned, found, turns, arrival)))
 
-    async def in_order(self) -> AsyncIterator[Arrival]:
-        """Every file in the plan's order, as it comes; ends when all are whole."""
-        for arrival in self.arrivals:
-            yield arrival
-        for arrival in self.arrivals:
-            await arrival.whole()
+    async def whole(self) -> None:
+        """Until every file is. The failure of one is raised as soon as it fails."""
+        done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failures = [error for task in done if (error := task.exception()) is not None]
+        if failures:
+            raise summarised(failures)
 
     async def as_they_come(self) -> AsyncIterator[Arrival]:
         """Every file once it is whole, the first that is first; one of GROWING_BYTES or more at once."""
         for arrival in self.arrivals:
             if arrival.size >= GROWING_BYTES:
                 yield arrival
-        waiting = dict(zip(self.tasks, self.arrivals, strict=True))
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-                arrival = waiting.pop(task)
-                if arrival.size < GROWING_BYTES:
-                    yield arrival
+        arriving = dict(zip(self.tasks, self.arrivals, strict=True))
+        ended = asyncio.Queue[asyncio.Task[LocalFile]]()
+        for task in arriving:
+            task.add_done_callback(ended.put_nowait)
+        for _ in arriving:
+            task = await ended.get()
+            task.result()
+            arrival = arriving[task]
+            if arrival.size < GROWING_BYTES:
+                yield arrival
 
     def results(self) -> list[LocalFile]:
         """In the plan's order, once all are whole."""
@@ -116,18 +123,28 @@ class Downloads:
         self._workspace.forget(found.key)
         self._cache.remove(self._store.source, found)
 
-    async def _stat_all(self) -> Sequence[ObjectInfo]:
+    async def _stat(self, keys: Sequence[str]) -> dict[str, ObjectInfo]:
         at_once = asyncio.Semaphore(STATS_AT_ONCE)
 
-        async def stat(planned: PlannedFile) -> ObjectInfo:
+        async def stat(key: str) -> ObjectInfo:
             async with at_once:
-                return await self._store.stat(planned.key)
+                return await self._store.stat(key)
 
-        found = await asyncio.gather(*(stat(planned) for planned in self.plan), return_exceptions=True)
+        found = await asyncio.gather(*map(stat, keys), return_exceptions=True)
         failures = [answer for answer in found if isinstance(answer, BaseException)]
         if failures:
             raise summarised(failures)
-        return [answer for answer in found if isinstance(answer, ObjectInfo)]
+        return {answer.key: answer for answer in found if isinstance(answer, ObjectInfo)}
+
+    async def _see_again(self, listed: Sequence[ObjectInfo]) -> dict[str, ObjectInfo]:
+        """What will not be fetched is believed to be here by no list, which may be older than the object."""
+        seen = await self._stat([found.key for found in listed])
+        for found in listed:
+            if seen[found.key] != found:
+                self._workspace.forget(found.key)
+                self._here.discard(found.key)
+                self._taken.pop(found.key, None)
+        return seen
 
     async def _fetch(self, planned: PlannedFile, found: ObjectInfo, turns: Turns, arrival: Arrival) -> LocalFile:
         fetched = await self._find(found, turns)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.crash_points import Reach, pass_by
 from ncr_upload.application.download_cache import DownloadCache
 from ncr_upload.application.downloads import Downloads, summarised
@@ -254,37 +254,24 @@ class Delivery:
     async def judge(self, downloads: Downloads, *beside: asyncio.Task[None]) -> Verdict:
         """Each file enters, in the plan's order and as it comes, the zip that streams to the validator. The failure of a
         download, or of what runs beside, is raised as soon as it fails: never the broken-off zip that follows from it."""
-        judging = asyncio.create_task(self._judge(downloads))
-        waiting: set[asyncio.Task[Any]] = {judging, *downloads.tasks, *beside}
+        assert self.task.sku is not None
+        self.reach("zip:before")
+        package, told = self.ports.archiver.stream(downloads.arrivals), threading.Event()
+        judging = asyncio.create_task(self.ports.validator.judge(self.task.sku, self._end_when(told, package)))
+        arriving = asyncio.create_task(self._arrive(downloads, told))
+        waiting: set[asyncio.Task[Any]] = {judging, arriving, *beside}
         try:
             while not judging.done():
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 failures = [error for task in done if task is not judging and (error := task.exception()) is not None]
                 if failures:
                     raise summarised(failures)
-            verdict = judging.result()
         finally:
-            await stop([judging])
-        if verdict.passed and not all(task.done() for task in downloads.tasks):
-            raise Unavailable(
-                "validator_early",
-                "the validator passed the package before it had received all of it",
-                "Ask the validator's operators; the job is tried again.",
-            )
-        return verdict
-
-    async def _judge(self, downloads: Downloads) -> Verdict:
-        async def in_order() -> AsyncIterator[Arrival]:
-            async for arrival in downloads.in_order():
-                yield arrival
-            self.reach("download:after")
-            self.reach("validate:before")
-            message = f"{downloads.tell_sources()}; the validator judges the zip"
-            await self._advance(Status.PROCESSING, Stage.VALIDATE, message)
-
-        assert self.task.sku is not None
+            package.stop()
+            told.set()
+            await stop([judging, arriving])
         try:
-            verdict = await self.ports.validator.judge(self.task.sku, self._zip(in_order()))
+            verdict = judging.result()
         except PackageChanged:
             await self._call(downloads.distrust)
             raise
@@ -292,12 +279,26 @@ class Delivery:
             await self._note_unanswered(error)
             raise
         self.reach("validate:after")
+        if verdict.passed and arriving.cancelled():
+            raise Unavailable(
+                "validator_early",
+                "the validator passed the package before it had received all of it",
+                "Ask the validator's operators; the job is tried again.",
+            )
         return verdict
 
-    async def _zip(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
-        self.reach("zip:before")
-        async for chunk in self.ports.archiver.stream(files):
-            yield chunk
+    async def _arrive(self, downloads: Downloads, told: threading.Event) -> None:
+        await downloads.whole()
+        self.reach("download:after")
+        self.reach("validate:before")
+        message = f"{downloads.tell_sources()}; the validator judges the zip"
+        await self._advance(Status.PROCESSING, Stage.VALIDATE, message)
+        told.set()
+
+    def _end_when(self, told: threading.Event, package: Iterable[bytes]) -> Iterator[bytes]:
+        """No verdict comes before the history says that there is all to judge."""
+        yield from package
+        told.wait()
         self.reach("zip:after")
 
     async def _note_unanswered(self, error: Unavailable) -> None:

@@ -6,7 +6,7 @@ few seconds inside). Every method may raise `Unavailable` when its part cannot b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -76,6 +76,10 @@ class ObjectStore(Protocol):
     async def stat(self, key: str) -> ObjectInfo:
         """Size and ETag of an object. Raises `Rejected` ('object_missing', 'storage_denied'), `Unavailable`."""
 
+    async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
+        """What a list of their folder tells of these objects, for less than `stat` of each: of some, perhaps of none, and where
+        a store's lists lag behind, perhaps not as they are now. It is no failure if there is none."""
+
     async def fetch(
         self,
         key: str,
@@ -103,12 +107,21 @@ class LocalFile:
     path: Path
 
 
+class Zip(Protocol):
+    """A zip while it is made, for a thread: it waits there for the files that have still to arrive."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Once. Raises `PackageChanged` for a file that is not on the disk as it was downloaded."""
+
+    def stop(self) -> None:
+        """Nobody wants it any more: a thread that waits is freed, by an exception."""
+
+
 class Archiver(Protocol):
     """Makes the zip the validator judges."""
 
-    def stream(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
-        """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever.
-        Raises `PackageChanged` for a file that is not on the disk as it was downloaded."""
+    def stream(self, files: Sequence[Arrival]) -> Zip:
+        """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever."""
 
 
 # --- the validator ----------------------------------------------------------------------------------------------
@@ -136,9 +149,10 @@ class Validator(Protocol):
     def url(self) -> str:
         """Where it is asked, without any secret in it."""
 
-    async def judge(self, sku: str, package: AsyncIterator[bytes]) -> Verdict:
-        """Post the zip and read the verdict. An answer that is neither a pass nor a "no" raises `Unavailable`;
-        when it was an HTTP answer, the exception's `http_status` attribute is its status (else None)."""
+    async def judge(self, sku: str, package: Iterable[bytes]) -> Verdict:
+        """Post the zip, which is read in a thread that no cancellation waits for, and read the verdict. An answer that is
+        neither a pass nor a "no" raises `Unavailable`; when it was an HTTP answer, the exception's `http_status` attribute is
+        its status (else None)."""
 
 
 # --- the destination --------------------------------------------------------------------------------------------

@@ -10,11 +10,9 @@ import os
 import re
 import shutil
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -25,10 +23,13 @@ from ncr_upload.domain.jobs import TERMINAL, Status
 
 FOLDER = re.compile(r"(?P<task>[0-9a-f-]{36})-(?P<fence>\d+)")
 LOCK_SUFFIX = ".lock"
-RECORD_SUFFIX = ".json"
+JOURNAL = "journal"
+"""In a workspace, beside the downloads: a line for each that is whole."""
 CHUNK_BYTES = 1024 * 1024
 STRANGER_SECONDS = 3600
 """How long the workspace of a task that this ledger does not know is left alone: it may be another installation's."""
+Line = tuple[Fetched, str | None]
+"""Of the journal: what was fetched, and the name of the entry it may become."""
 
 
 class Workspace:
@@ -37,7 +38,7 @@ class Workspace:
     A lock beside the folder, which the kernel drops with its process, says that it is in use. Entering it takes over, by
     one rename, the folder of the newest older fence that is not in use, so no two attempts ever share one. Leaving it keeps
     it: `remove_workspaces` is for the end of the task. A file is named by the hash of its object key, so no name from
-    outside becomes a path on this host; once it is whole, a record beside it says which object it is. Entering raises
+    outside becomes a path on this host; once it is whole, a line of the journal says which object it is. Entering raises
     `Deferred` where the folder cannot be made; a full disk is asked again if `make_room` says that it made some.
     """
 
@@ -47,6 +48,7 @@ class Workspace:
         self.task_id = task_id
         self._fence = fence
         self._lock = -1
+        self._journal: dict[str, Line] = {}
 
     def __enter__(self) -> Workspace:
         try:
@@ -68,6 +70,7 @@ class Workspace:
         try:
             self._take_over()
             self.path.mkdir(mode=0o700, exist_ok=True)
+            self._journal = _read_journal(self.path)
         except OSError:
             _drop_lock(self.path, self._lock)
             raise
@@ -97,22 +100,21 @@ class Workspace:
 
     def place(self, key: str) -> Path:
         """Where the object with this key goes."""
-        return self.path / hashlib.sha256(key.encode()).hexdigest()
+        return _place(self.path, key)
 
     def note(self, key: str, fetched: Fetched, entry: Entry | None = None) -> None:
-        """Record what is at the key's place, and which entry of the cache it may become. Without a record, for want of disk or
-        time, the next attempt fetches it again."""
-        part = self.path / f".{uuid.uuid4().hex}.part"
-        try:
-            part.write_text(json.dumps({"key": key, "entry": entry.name if entry else None, **asdict(fetched)}))
-            part.replace(self._record_path(key))
-        except OSError:
-            part.unlink(missing_ok=True)
+        """Write down what is at the key's place, and which entry of the cache it may become. What is not written, for want of
+        disk or time, the next attempt fetches again."""
+        name = entry.name if entry else None
+        line = json.dumps([key, name, fetched.size, fetched.sha256, fetched.crc32, fetched.etag])
+        with suppress(OSError), (self.path / JOURNAL).open("ab", buffering=0) as journal:
+            journal.write(f"\n{line}".encode())  # in front, so that one that was cut spoils no other
+            self._journal[key] = fetched, name
 
     def clear_all_but(self, objects: Sequence[ObjectInfo]) -> set[str]:
-        """Remove every file that is not, by its record, one of these objects as they are now; the keys of the others."""
-        kept = {found.key for found in objects if self._read_record(found) is not None}
-        names = {name for key in kept for name in (self.place(key).name, self._record_path(key).name)}
+        """Remove every file that is not, by the journal, one of these objects as they are now; the keys of the others."""
+        kept = {found.key for found in objects if self._recorded(found) is not None}
+        names = {self.place(key).name for key in kept} | ({JOURNAL} if kept else set())
         for path in self.path.iterdir():
             if path.name not in names:
                 path.unlink()
@@ -120,7 +122,7 @@ class Workspace:
 
     def find(self, wanted: ObjectInfo) -> Fetched | None:
         """What an earlier attempt fetched, if it is this very object and its bytes still have the hashes that were recorded."""
-        recorded = self._read_record(wanted)
+        recorded = self._recorded(wanted)
         return recorded if recorded is not None and self.holds(wanted.key, recorded) else None
 
     def holds(self, key: str, fetched: Fetched) -> bool:
@@ -134,25 +136,17 @@ class Workspace:
 
     def forget(self, key: str) -> None:
         """Remove what is at the key's place."""
-        self._record_path(key).unlink(missing_ok=True)
         self.place(key).unlink(missing_ok=True)
 
-    def _read_record(self, wanted: ObjectInfo) -> Fetched | None:
+    def _recorded(self, wanted: ObjectInfo) -> Fetched | None:
         """Without an ETag nothing tells an object from another one of its size."""
-        try:
-            recorded = json.loads(self._record_path(wanted.key).read_text())
-            matches = recorded.pop("key") == wanted.key
-            recorded.pop("entry", None)
-            fetched = Fetched(**recorded)
-            size = self.place(wanted.key).stat().st_size
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        fetched, _ = self._journal.get(wanted.key, (None, None))
+        if fetched is None or not fetched.etag or (fetched.size, fetched.etag) != (wanted.size, wanted.etag):
             return None
-        matches = matches and bool(fetched.etag) and fetched.etag == wanted.etag
-        return fetched if matches and fetched.size == wanted.size == size else None
-
-    def _record_path(self, key: str) -> Path:
-        place = self.place(key)
-        return place.with_name(place.name + RECORD_SUFFIX)
+        try:
+            return fetched if self.place(wanted.key).stat().st_size == wanted.size else None
+        except OSError:
+            return None
 
     def _take_over(self) -> None:
         for folder in sorted(_workspaces(self.path.parent, self.task_id), key=_fence, reverse=True):
@@ -258,11 +252,25 @@ def _remove_idle(folder: Path, cache: DownloadCache | None = None) -> bool:
 
 def _finished(folder: Path) -> Iterator[tuple[Path, Entry]]:
     """The downloads in a workspace that may become entries of the cache."""
-    for record in folder.glob("*" + RECORD_SUFFIX):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            entry = Entry.parse(json.loads(record.read_text())["entry"])
-            if entry is not None:
-                yield record.with_suffix(""), entry
+    for key, (_, name) in _read_journal(folder).items():
+        entry = Entry.parse(name) if name else None
+        if entry is not None:
+            yield _place(folder, key), entry
+
+
+def _read_journal(folder: Path) -> dict[str, Line]:
+    """By key, the newest line of each. One that a kill or a full disk has cut is none."""
+    journal: dict[str, Line] = {}
+    with suppress(OSError):
+        for line in (folder / JOURNAL).read_bytes().splitlines():
+            with suppress(ValueError, TypeError):
+                key, name, *facts = json.loads(line)
+                journal[key] = Fetched(*facts), name
+    return journal
+
+
+def _place(folder: Path, key: str) -> Path:
+    return folder / hashlib.sha256(key.encode()).hexdigest()
 
 
 def _take_lock(folder: Path) -> int:

@@ -11,7 +11,9 @@ import hashlib
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Lock
 from typing import Any, TypeVar
 
 from isal import isal_zlib
@@ -21,6 +23,7 @@ TOLD_BYTES = 1024 * 1024
 HASHED_AT_ONCE_BYTES = 8 * 1024 * 1024
 Body = Iterator[bytes]
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Abandoned(Exception):
@@ -28,14 +31,15 @@ class Abandoned(Exception):
 
 
 class Bodies:
-    """Threads that read bodies. They last as long as the process, and there is one for each body that is being read."""
+    """Threads that read bodies. They last as long as the process, and there is one for each body that is being read. A
+    cancellation does not wait for a body, which may stall for as long as the read time-out."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1000, thread_name_prefix="receive")
 
     async def read(self, file: int, body: Body, write: Callable[[int, Body], T]) -> T:
-        """What `write(file, body)` returns, run in a thread. A cancellation does not wait for it, as a body may stall for as
-        long as the read time-out: the thread has the file open for itself, and ends at the body's next chunk."""
+        """What `write(file, body)` returns, run in a thread. After a cancellation it has the file open for itself, and ends at
+        the body's next chunk."""
         own, abandoned = os.dup(file), Event()
 
         def run() -> T:
@@ -51,6 +55,25 @@ class Bodies:
             abandoned.set()
             if running.cancel():
                 os.close(own)
+            raise
+
+    async def receive(self, receive: Callable[[], R], keep: Callable[[R], T]) -> T:
+        """What `keep(receive())` returns, run in a thread. A cancellation comes before `keep` or waits for it."""
+        kept_or_abandoned = Lock()
+
+        def run() -> T:
+            received = receive()
+            if not kept_or_abandoned.acquire(blocking=False):
+                raise Abandoned
+            return keep(received)
+
+        running: Future[T] = self._threads.submit(run)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            if not kept_or_abandoned.acquire(blocking=False):
+                with suppress(Exception):
+                    await asyncio.wrap_future(running)
             raise
 
 
@@ -112,17 +135,21 @@ class Md5:
 Hashing = Checksums | Md5
 
 
-def write_and_hash(file: int, offset: int, chunk: bytes, hashings: Sequence[Hashing]) -> None:
-    _write_all(file, chunk, offset)
-    for hashing in hashings:
-        hashing.take(chunk)
+def write_new(path: Path, content: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write_all(file, content, 0)
+    finally:
+        os.close(file)
 
 
 def receive_whole(file: int, body: Body, hashings: Sequence[Hashing], teller: Teller) -> None:
     """Write a body from its first byte to its last, and hash it."""
     size = 0
     for chunk in body:
-        write_and_hash(file, size, chunk, hashings)
+        _write_all(file, chunk, size)
+        for hashing in hashings:
+            hashing.take(chunk)
         size += len(chunk)
         teller.add(len(chunk))
     teller.tell()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import re
 import socket
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,9 +33,8 @@ from ncr_upload.adapters.object_store.receiving import (
     Teller,
     all_or_first_failure,
     hash_behind,
-    in_thread,
     receive_whole,
-    write_and_hash,
+    write_new,
     write_range,
 )
 from ncr_upload.application.arrivals import SMALL_BYTES, Follower, Turns
@@ -50,6 +49,11 @@ RANGE_BYTES = 16 * 1024 * 1024
 """An object of two ranges or more is fetched over several requests at once."""
 
 RANGES_AT_ONCE = 4
+LISTED_FROM = 16
+"""So many objects are asked for by one request for a list of their folder."""
+
+LIST_PAGE = 1000
+LIST_SECONDS = 5
 NO_RANGES = "source: NotPartial"  # what obstore says of a server that answers a range with anything but 206
 MAX_RETRIES = 3
 RETRY_SECONDS = 30
@@ -99,6 +103,8 @@ class S3ObjectStore:
         self._read_timeout = timedelta(seconds=read_timeout_seconds)
         self._opened: S3Store | None = None
         self._bodies = Bodies()
+        self._fetches = itertools.count()
+        self._gives_lists = True
 
     @property
     def source(self) -> str:
@@ -113,6 +119,24 @@ class S3ObjectStore:
                 meta = (await obstore.get_async(self._store(), key)).meta
         return ObjectInfo(key, meta["size"], _plain_etag(meta["e_tag"]))
 
+    async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
+        """Of a folder with many other objects only the beginning is read. A store that fails to list is not asked again."""
+        folder, wanted, found = _common_folder(keys), set(keys), dict[str, ObjectInfo]()
+        if len(wanted) < LISTED_FROM or not folder or not self._gives_lists:
+            return {}
+        store, left = self._store(), LIST_PAGE + len(wanted)
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                async for page in obstore.list(store, folder, chunk_size=LIST_PAGE):
+                    infos = [ObjectInfo(meta["path"], meta["size"], _plain_etag(meta["e_tag"])) for meta in page]
+                    found |= {info.key: info for info in infos if info.key in wanted and info.etag}
+                    left -= len(page)
+                    if left <= 0 or len(found) == len(wanted):
+                        break
+        except (BaseError, OSError, ValueError):
+            self._gives_lists = False
+        return found
+
     async def fetch(
         self,
         key: str,
@@ -123,7 +147,7 @@ class S3ObjectStore:
         turns: Turns | None = None,
         follower: Follower | None = None,
     ) -> Fetched:
-        partial = to.parent / f".{uuid.uuid4().hex}.part"
+        partial = to.parent / f".{next(self._fetches)}.part"
         transfer = _Transfer(key, on_bytes, turns or Turns(RANGES_AT_ONCE), follower or Follower())
         try:
             if known is not None and known.size <= SMALL_BYTES:
@@ -146,25 +170,31 @@ class S3ObjectStore:
         return fetched
 
     async def _fetch_small(self, transfer: _Transfer, known: ObjectInfo, partial: Path, to: Path) -> Fetched | None:
-        """By way of memory, and all that is done with the disk in one go. None, and nothing done, when it is large by now."""
-        async with transfer.turns.take(known.size):
-            with self._translated(transfer.key):
-                answer = await obstore.get_async(self._store(), transfer.key)
-                if answer.meta["size"] > SMALL_BYTES:
-                    return None
-                body = bytes(await answer.bytes_async())
-        etag = _plain_etag(answer.meta["e_tag"])
-        checksums, md5 = Checksums(), self._md5(etag)
+        """By way of memory, in one go and in one thread: nothing that is awaited costs as little. None, and nothing done, when
+        it is large by now."""
 
-        def keep() -> Fetched:
-            with partial.open("x+b", buffering=0) as file:
-                write_and_hash(file.fileno(), 0, body, [each for each in (checksums, md5) if each])
-            fetched = self._checked(transfer.key, checksums, md5, answer.meta["size"], etag)
+        def receive() -> tuple[int, str, bytes] | None:
+            with self._translated(transfer.key):
+                answer = obstore.get(self._store(), transfer.key)
+                size, etag = answer.meta["size"], _plain_etag(answer.meta["e_tag"])
+                return (size, etag, bytes(answer.bytes())) if size <= SMALL_BYTES else None
+
+        def keep(received: tuple[int, str, bytes] | None) -> Fetched | None:
+            if received is None:
+                return None
+            size, etag, body = received
+            checksums, md5 = Checksums(), self._md5(etag)
+            for hashing in (checksums, md5) if md5 else (checksums,):
+                hashing.take(body)
+            fetched = self._checked(transfer.key, checksums, md5, size, etag)
+            write_new(partial, body)
             partial.replace(to)
             return fetched
 
-        fetched = await in_thread(keep)
-        transfer.grow(fetched.size)
+        async with transfer.turns.take(known.size):
+            fetched = await self._bodies.receive(receive, keep)
+        if fetched is not None:
+            transfer.grow(fetched.size)
         return fetched
 
     async def _receive(self, transfer: _Transfer, file: int, known: ObjectInfo | None) -> Fetched:
@@ -379,6 +409,12 @@ class _Transfer:
         self.on_bytes(count)
         self._size += count
         self.follower.reach(self._size)
+
+
+def _common_folder(keys: Sequence[str]) -> str:
+    """The deepest folder that all of them are in; empty when there is none."""
+    first, last = min(keys, default="").split("/")[:-1], max(keys, default="").split("/")[:-1]
+    return "/".join(name for name, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def _full_url(endpoint: str) -> str:

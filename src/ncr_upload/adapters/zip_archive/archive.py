@@ -8,14 +8,13 @@ Zip64 is used from the entry on that could need it, which sizes alone decide. Th
 
 from __future__ import annotations
 
-import asyncio
 import stat
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from isal import isal_zlib
 
@@ -24,11 +23,10 @@ from ncr_upload.application.arrivals import Arrival
 from ncr_upload.domain.errors import PackageChanged
 from ncr_upload.domain.packages import PackageFile
 
-T = TypeVar("T")
-
 CHUNK_BYTES = 1024 * 1024
 GATHERED_BYTES = 256 * 1024
-"""What is smaller is not worth a way of its own to the validator."""
+HELD_SECONDS = 0.05
+"""What is smaller is not worth a way of its own to the validator, unless the next file is slow to come."""
 
 LARGE_BYTES = 64 * 1024 * 1024
 DEFLATE_LEVEL = 1  # a higher one is slower than the wire on one core
@@ -50,28 +48,10 @@ class Deflate(Protocol):
 
 
 class ZipArchiver:
-    """Holds a few chunks of CHUNK_BYTES in memory. Reads and compresses in a thread of its own, one chunk ahead."""
+    """Holds a few chunks of CHUNK_BYTES in memory."""
 
-    async def stream(self, files: AsyncIterator[Arrival]) -> AsyncIterator[bytes]:
-        """Raises what `files` raises, and `PackageChanged` when a file on disk is not the one that was downloaded."""
-        entries = _Entries(files, asyncio.get_running_loop())
-        thread = ThreadPoolExecutor(1, thread_name_prefix="zip")
-        chunks = gathered(entries.pieces())
-        ahead = entries.loop.run_in_executor(thread, next, chunks, b"")
-        try:
-            while chunk := await ahead:
-                ahead = entries.loop.run_in_executor(thread, next, chunks, b"")
-                yield chunk
-        except _Changed:
-            raise PackageChanged(
-                "package_changed",
-                f"{entries.newest} on the worker's disk is not what was downloaded",
-                "The job is tried again; if it stays so, check the worker's disk.",
-            ) from None
-        finally:
-            entries.stop()
-            ahead.cancel()
-            thread.shutdown(wait=False)
+    def stream(self, files: Sequence[Arrival]) -> Zip:
+        return Zip(files)
 
 
 class _Changed(Exception):
@@ -82,22 +62,35 @@ class _Stopped(Exception):
     """Nobody wants the zip any more."""
 
 
-class _Entries:
-    """The entries of one zip, made in a thread of their own, which waits there for what the event loop's side brings."""
+class Zip:
+    """One zip, read and compressed in the thread that iterates over it."""
 
-    def __init__(self, files: AsyncIterator[Arrival], loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.newest = ""
+    def __init__(self, files: Sequence[Arrival]) -> None:
         self._files = files
         self._offset = 0
-        self._waiting: Future[Any] | None = None
+        self._newest: Arrival | None = None
         self._stopped = False
 
-    def pieces(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from gathered(self._pieces())
+        except _Changed as changed:
+            raise PackageChanged(
+                "package_changed",
+                f"{changed} on the worker's disk is not what was downloaded",
+                "The job is tried again; if it stays so, check the worker's disk.",
+            ) from None
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._newest is not None:
+            self._newest.wake()
+
+    def _pieces(self) -> Iterator[bytes]:
         """The whole zip. An empty piece: more must be waited for."""
         largest_end, records = 0, list[Record]()
-        while (file := self._wait(anext(self._files, None))) is not None:
-            self.newest = file.target
+        for file in self._files:
+            self._newest = file
             largest_end += file.size + file.size // 1000 + 2 * len(file.target.encode()) + 200
             is_zip64 = largest_end > ZIP32_MAX_BYTES or len(records) >= ZIP32_MAX_ENTRIES
             record = Record(file.target.encode(), DEFLATED, MODE, is_zip64, self._offset)
@@ -109,16 +102,8 @@ class _Entries:
             records.append(record)
         yield from directory(records, self._offset)
 
-    def stop(self) -> None:
-        """Free the thread, if it waits. Called from the event loop."""
-        self._stopped = True
-        if self._waiting is not None:
-            self._waiting.cancel()
-
     def _store(self, file: Arrival, record: Record) -> Generator[bytes, None, Record]:
-        if file.local is None:
-            yield b""
-        whole = self._wait_for_whole(file)
+        whole = yield from self._whole(file)
         record = replace(record, method=STORED, crc32=whole.crc32, size=whole.size, packed_size=whole.size)
         yield self._counted(record.header())
         for chunk in self._read(file):
@@ -131,7 +116,7 @@ class _Entries:
         for chunk in self._read(file):
             yield self._counted(deflate.compress(chunk))
         yield self._counted(deflate.flush())
-        crc32 = self._wait_for_whole(file).crc32
+        crc32 = (yield from self._whole(file)).crc32
         record = replace(record, crc32=crc32, size=file.size, packed_size=self._offset - begin)
         yield self._counted(record.descriptor())
         return record
@@ -144,36 +129,35 @@ class _Entries:
         """Raises `_Changed` unless the bytes have the CRC with which they arrived."""
         offset, crc32 = 0, 0
         if file.size:
-            if not file.reached:
-                yield b""
-                self._wait(file.beyond(0))
+            yield from self._until(file, 1)
             with file.open() as source:
                 while offset < file.size:
                     size = min(CHUNK_BYTES, file.size - offset)  # whenever it came: how it is cut shows in what deflate makes
-                    if file.reached < offset + size:
-                        yield b""
-                        self._wait(file.beyond(offset + size - 1))
+                    yield from self._until(file, offset + size)
                     chunk = source.read(size)
                     if len(chunk) < size:
-                        raise _Changed
+                        raise _Changed(file.target)
                     crc32, offset = isal_zlib.crc32(chunk, crc32), offset + len(chunk)
                     yield chunk
-        if self._wait_for_whole(file).crc32 != crc32:
-            raise _Changed
+        if (yield from self._whole(file)).crc32 != crc32:
+            raise _Changed(file.target)
 
-    def _wait_for_whole(self, file: Arrival) -> PackageFile:
-        return (file.local or self._wait(file.whole())).file
+    def _whole(self, file: Arrival) -> Generator[bytes, None, PackageFile]:
+        yield from self._until(file, inf)
+        assert file.local is not None
+        return file.local.file
 
-    def _wait(self, coming: Coroutine[Any, Any, T]) -> T:
-        waiting = asyncio.run_coroutine_threadsafe(self._unless_stopped(coming), self.loop)
-        self._waiting = waiting
-        return waiting.result()
+    def _until(self, file: Arrival, size: float) -> Iterator[bytes]:
+        """Wait until so many bytes of its beginning are there, or it is whole, which may be less than was said."""
 
-    async def _unless_stopped(self, coming: Coroutine[Any, Any, T]) -> T:
+        def is_enough() -> bool:
+            return self._stopped or file.reached >= size or file.local is not None
+
+        if not is_enough() and not file.wait(is_enough, HELD_SECONDS):
+            yield b""
+            file.wait(is_enough)
         if self._stopped:
-            coming.close()
             raise _Stopped
-        return await coming
 
 
 def _compressor() -> Deflate:
