@@ -37,7 +37,7 @@ from studio_rows import open_database
 from valkey_server import start_valkey
 
 PEER = "bare Celery's no-ops"
-JOBS, SMALL_JOBS, PROCESSES = 2000, 40, 2
+JOBS, SMALL_JOBS, PROCESSES = 2000, 20, 2
 _runs = itertools.count(1)
 Run = Callable[[int], float]
 """So many jobs: how many a second."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
-from typing import BinaryIO
 
 BUFFER_BYTES = 1024 * 1024
 BODY = b'{"data": [{"result": "Valid"}]}'
@@ -18,37 +17,57 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 def serve(connection: socket.socket) -> None:
     """Requests on one connection, one after the other."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with suppress(OSError, ValueError), connection, connection.makefile("rb", buffering=BUFFER_BYTES) as source:
-        buffer = bytearray(BUFFER_BYTES)
-        while source.readline().strip():
+    source = Source(connection)
+    with suppress(OSError, ValueError), connection:
+        while source.line():
             headers = dict(_headers(source))
             if headers.get("expect"):
                 connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             if headers.get("transfer-encoding") == "chunked":
-                while size := int(source.readline(), 16):
-                    _skip(source, size + 2, buffer)
-                source.readline()
+                while size := int(source.line(), 16):
+                    source.skip(size + 2)
+                source.line()
             else:
-                _skip(source, int(headers.get("content-length", 0)), buffer)
+                source.skip(int(headers.get("content-length", 0)))
             connection.sendall(ANSWER)
 
 
-def _headers(source: BinaryIO) -> list[tuple[str, str]]:
+class Source:
+    """What comes on a connection. Raises `ValueError` when it ends within what is asked for."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._held = b""
+        self._nothing = bytearray(BUFFER_BYTES)
+
+    def line(self) -> bytes:
+        """Without its end; empty at the end of all."""
+        while b"\n" not in self._held:
+            more = self._connection.recv(4096)
+            if not more:
+                return b""
+            self._held += more
+        line, _, self._held = self._held.partition(b"\n")
+        return line.strip()
+
+    def skip(self, count: int) -> None:
+        """The kernel drops it (MSG_TRUNC, tcp(7)): nothing is copied."""
+        held = self._held[:count]
+        self._held = self._held[len(held) :]
+        left = count - len(held)
+        while left:
+            dropped = self._connection.recv_into(self._nothing, min(left, BUFFER_BYTES), socket.MSG_TRUNC)
+            if not dropped:
+                raise ValueError("the body was cut")
+            left -= dropped
+
+
+def _headers(source: Source) -> list[tuple[str, str]]:
     found = []
-    while line := source.readline().strip():
+    while line := source.line():
         name, _, value = line.decode("latin-1").partition(":")
         found.append((name.lower(), value.strip()))
     return found
-
-
-def _skip(source: BinaryIO, count: int, buffer: bytearray) -> None:
-    """Read so many bytes. Raises `ValueError` when they end before."""
-    view = memoryview(buffer)
-    while count:
-        read = source.readinto(view[: min(count, len(buffer))])  # type: ignore[attr-defined]
-        if not read:
-            raise ValueError("the body was cut")
-        count -= read
 
 
 def main() -> None:
