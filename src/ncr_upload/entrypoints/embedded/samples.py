@@ -5,7 +5,6 @@ As a program, it puts them where the settings lead to, and makes the studio's ta
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from ncr_upload.entrypoints.embedded.endpoints import Bucket
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.studio import Listed, RowTaken, add_job, create_tables
 from ncr_upload.entrypoints.settings import load_settings
-
-_PUTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ SEED_README_JOBS = (
 
 
 def put_objects(bucket: Bucket, objects: Mapping[str, bytes]) -> None:
-    """Put every object into the bucket, several at once."""
+    """Put every object into the bucket, one after the other: rclone's S3 server may lose one of several in a new folder."""
     store = S3Store(
         bucket["bucket"],
         endpoint=bucket["endpoint"],
@@ -53,16 +50,8 @@ def put_objects(bucket: Bucket, objects: Mapping[str, bytes]) -> None:
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=5)},
     )
 
-    async def put_all() -> None:
-        turn = asyncio.Semaphore(_PUTS_AT_ONCE)
-
-        async def put(key: str, data: bytes) -> None:
-            async with turn:
-                await obstore.put_async(store, key, data)
-
-        await asyncio.gather(*(put(key, data) for key, data in objects.items()))
-
-    asyncio.run(put_all())
+    for key, data in objects.items():
+        obstore.put(store, key, data)
 
 
 def place_product(
