@@ -361,6 +361,21 @@ async def test_an_answer_before_all_of_the_zip_is_taken_is_an_answer(status: int
             assert (verdict.passed, verdict.http_status) == (False, status)
 
 
+async def test_interim_answers_are_passed_over() -> None:
+    """RFC 9110, 15.2: a client takes any of them at any time before the final one, also one that it does not know."""
+
+    def serve(connection: socket.socket) -> None:
+        received, content = b"", said("Valid").body
+        while not received.endswith(b"0\r\n\r\n"):
+            received += connection.recv(100_000)
+        for interim in (b"100 Continue", b"102 Processing", b"103 Early Hints\r\nLink: </style.css>", b"199 What"):
+            connection.sendall(b"HTTP/1.1 " + interim + b"\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+
+    with listening(serve) as url:
+        assert (await HttpValidator(url, KEY).judge("SKU-1", package())).passed
+
+
 @fault("Validator: takes no more of the zip", injector="socket", invariants="LH", outcome="no verdict within the time-out")
 async def test_a_validator_that_takes_no_more_is_given_up_within_the_time_out() -> None:
     gone = threading.Event()

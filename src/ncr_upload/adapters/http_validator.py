@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -160,6 +161,15 @@ class _Answer:
     body: bytes
 
 
+class _FinalAnswer(HTTPResponse):
+    """Every interim answer is passed over (RFC 9110, 15.2), where http.client does so with 100 alone."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        is_interim = 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS
+        return version, HTTPStatus.CONTINUE if is_interim else status, reason
+
+
 class _Question:
     """One request, in a thread of its own, which `abandon` frees from waiting for the validator."""
 
@@ -198,6 +208,7 @@ class _Question:
             if url.scheme == "https"
             else HTTPConnection(host, url.port or 80, timeout=seconds)
         )
+        connection.response_class = _FinalAnswer
         try:
             connection.connect()
         except (OSError, UnicodeError):
