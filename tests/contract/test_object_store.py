@@ -160,6 +160,21 @@ async def test_of_a_folder_with_many_other_objects_only_the_beginning_is_read(
     assert 0 < len(listed) < 20
 
 
+async def test_a_folders_marker_is_not_taken_for_the_object_beside_it(s3: S3Server) -> None:
+    """Some programs put an empty object "name/" where they show a folder. obstore tells it without the slash."""
+    keys = [f"folder/{number:02}" for number in range(20)]
+    contents = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2026-11-01T10:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag>"
+        f"<Size>{size}</Size></Contents>"
+        for key, size, etag in sorted([*((key, 5, "full") for key in keys), (f"{keys[3]}/", 0, "empty")])
+    )
+    body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>".encode()
+    with start_http(Answer(200, body)) as server:
+        listed = await open_store(s3, endpoint=server.url).glance(keys)
+    assert {(found.size, found.etag) for found in listed.values()} == {(5, "full")}
+    assert sorted(listed) == keys
+
+
 @fault("S3: lists denied or broken", injector="scripted answers", invariants="R", outcome="each object is looked at by itself")
 @pytest.mark.parametrize(
     "answer",

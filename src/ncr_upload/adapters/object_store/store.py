@@ -128,8 +128,10 @@ class S3ObjectStore:
         try:
             async with asyncio.timeout(LIST_SECONDS):
                 async for page in obstore.list(store, folder, chunk_size=LIST_PAGE):
-                    infos = [ObjectInfo(meta["path"], meta["size"], _plain_etag(meta["e_tag"])) for meta in page]
-                    found |= {info.key: info for info in infos if info.key in wanted and info.etag}
+                    for meta in page:
+                        info = ObjectInfo(meta["path"], meta["size"], _plain_etag(meta["e_tag"]))
+                        if info.key in wanted and info.etag:
+                            found.setdefault(info.key, info)  # obstore calls a folder's marker "key/", which comes later, "key"
                     left -= len(page)
                     if left <= 0 or len(found) == len(wanted):
                         break
