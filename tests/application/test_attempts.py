@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -743,6 +743,19 @@ def test_what_is_here_already_is_not_believed_to_be_the_newest_by_a_list(worker:
     assert worker.task.status is Status.COMPLETED
     assert worker.store.fetched == [replaced]
     assert b"replaced" in worker.dropoff.deliveries["job-1"].values()
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000])
+def test_an_object_that_is_newer_than_the_list_costs_one_attempt(worker: Worker, size: int) -> None:
+    """However long the list lags behind: the next attempt asks for no list."""
+    for key in OBJECTS:
+        worker.store.listed[key] = replace(asyncio.run(worker.store.stat(key)), size=size, etag="before")
+    worker.run()
+    assert worker.task.status is Status.PENDING
+    worker.ledger.set_time("claimable_at", worker.task_id)
+    worker.run()
+    assert worker.task.status is Status.COMPLETED
+    assert sorted(worker.dropoff.deliveries["job-1"].values()) == sorted(OBJECTS.values())
 
 
 def test_an_object_that_only_a_list_tells_of_is_missing(worker: Worker) -> None:

@@ -23,6 +23,7 @@ class Downloads:
     """A package's files on their way into a workspace. `prepare`, then `begin`; `stop` whatever became of them.
 
     `distrustful`: what comes from the cache is hashed before it is used, for whoever uses it before the zip has read it.
+    `again`: an attempt failed before. It may have been by a list older than an object, so each object is looked at itself.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Downloads:
         on_bytes: OnBytes,
         *,
         distrustful: bool,
+        again: bool,
     ) -> None:
         self.plan = plan
         self.size = PackageSize(len(plan), 0)
@@ -47,6 +49,7 @@ class Downloads:
         self._store = store
         self._cache = cache
         self._distrustful = distrustful
+        self._again = again
         self._room = _Room(workspace, cache, host, limits)
         self._on_bytes = on_bytes
         self._objects: Sequence[ObjectInfo] = []
@@ -57,7 +60,7 @@ class Downloads:
         """Look at every object and reserve room for them; how many seem to be here from an earlier attempt or in the cache.
         Raises `Rejected`, `Unavailable`, and `Deferred` where there is no room."""
         keys = [planned.key for planned in self.plan]
-        listed = await self._store.glance(keys)
+        listed = {} if self._again else await self._store.glance(keys)
         seen = {**listed, **await self._stat([key for key in keys if key not in listed])}
         objects = [seen[key] for key in keys]
         self._here = await asyncio.to_thread(self._workspace.clear_all_but, objects)

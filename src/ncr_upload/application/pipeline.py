@@ -234,6 +234,7 @@ class Delivery:
             options.admission,
             self.live.add_bytes,
             distrustful=ahead,
+            again=self.task.attempt > 1,
         )
         here = await downloads.prepare()
         size = downloads.size
