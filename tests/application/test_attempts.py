@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,27 @@ def test_a_transient_fault_is_told_with_class_cause_attempt_and_next_try(worker:
     assert worker.task.status is Status.PENDING
     for words in ("transient", "the validator did not answer", "attempt 1 of 3", "next try in"):
         assert words in worker.task.message
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_pass_before_all_of_the_zip_was_taken_delivers_nothing(worker: Worker, pieces: int) -> None:
+    """Also when every file has arrived: a proxy that answers for the validator and closes has judged nothing."""
+
+    async def judge(sku: str, package: Iterable[bytes]) -> Verdict:
+        await asyncio.to_thread(take, package)
+        return Verdict(True, "Valid", 200, "{}")
+
+    def take(package: Iterable[bytes]) -> None:
+        list(islice(package, pieces))
+        while worker.task.stage is not Stage.VALIDATE:
+            time.sleep(0.01)
+
+    worker.validator.judge = judge  # type: ignore[method-assign]
+    worker.run()
+    assert worker.task.problem is not None
+    assert worker.task.problem.code == "validator_early"
+    assert worker.dropoff.deliveries == {}
+    assert worker.catalogue.written == []
 
 
 def test_a_validators_answer_that_is_no_verdict_is_written_to_the_studios_table(worker: Worker) -> None:
@@ -751,7 +774,7 @@ def test_an_object_that_is_newer_than_the_list_costs_one_attempt(worker: Worker,
     for key in OBJECTS:
         worker.store.listed[key] = replace(asyncio.run(worker.store.stat(key)), size=size, etag="before")
     worker.run()
-    assert worker.task.status is Status.PENDING
+    assert worker.dropoff.deliveries == {}
     worker.ledger.set_time("claimable_at", worker.task_id)
     worker.run()
     assert worker.task.status is Status.COMPLETED

@@ -257,8 +257,8 @@ class Delivery:
         download, or of what runs beside, is raised as soon as it fails: never the broken-off zip that follows from it."""
         assert self.task.sku is not None
         self.reach("zip:before")
-        package, told = self.ports.archiver.stream(downloads.arrivals), threading.Event()
-        judging = asyncio.create_task(self.ports.validator.judge(self.task.sku, self._end_when(told, package)))
+        package, told, taken = self.ports.archiver.stream(downloads.arrivals), threading.Event(), threading.Event()
+        judging = asyncio.create_task(self.ports.validator.judge(self.task.sku, self._end_when(told, package, taken)))
         arriving = asyncio.create_task(self._arrive(downloads, told))
         waiting: set[asyncio.Task[Any]] = {judging, arriving, *beside}
         try:
@@ -280,7 +280,7 @@ class Delivery:
             await self._note_unanswered(error)
             raise
         self.reach("validate:after")
-        if verdict.passed and arriving.cancelled():
+        if verdict.passed and not taken.is_set():
             raise Unavailable(
                 "validator_early",
                 "the validator passed the package before it had received all of it",
@@ -296,9 +296,10 @@ class Delivery:
         await self._advance(Status.PROCESSING, Stage.VALIDATE, message)
         told.set()
 
-    def _end_when(self, told: threading.Event, package: Iterable[bytes]) -> Iterator[bytes]:
-        """No verdict comes before the history says that there is all to judge."""
+    def _end_when(self, told: threading.Event, package: Iterable[bytes], taken: threading.Event) -> Iterator[bytes]:
+        """No verdict comes before the history says that there is all to judge; `taken` is set when it all went out."""
         yield from package
+        taken.set()
         told.wait()
         self.reach("zip:after")
 
