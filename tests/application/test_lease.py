@@ -36,17 +36,26 @@ def wait_for_end(lease: Lease) -> None:
 
 def test_a_lease_is_renewed_for_as_long_as_the_attempt_runs(ledger: MemoryLedger) -> None:
     claim = claim_one(ledger, 2)
-    with Lease(ledger, claim, renew_seconds=0.05) as lease:
+    with Lease(ledger, claim, renew_seconds=0.05, asked_at=time.monotonic()) as lease:
         time.sleep(3)
         lease.check()
         assert ledger.claim(claim.task.task_id, "w2", 1) is None
+
+
+def test_a_lease_lasts_from_when_the_claim_was_asked_for(ledger: MemoryLedger) -> None:
+    """The process may have stood still before it heard the answer."""
+    with (
+        Lease(ledger, claim_one(ledger, 20), renew_seconds=5, asked_at=time.monotonic() - 20) as lease,
+        pytest.raises(LeaseLost),
+    ):
+        lease.check()
 
 
 @pytest.mark.parametrize("wish", [LeaseLost, CancelRequested])
 def test_a_lost_or_cancelled_claim_is_told_at_once_and_at_every_check(ledger: MemoryLedger, wish: type[Exception]) -> None:
     claim = claim_one(ledger, 20)
     told: list[int] = []
-    with Lease(ledger, claim, renew_seconds=0.05) as lease:
+    with Lease(ledger, claim, renew_seconds=0.05, asked_at=time.monotonic()) as lease:
         lease.when_ended(lambda: told.append(1))
         if wish is LeaseLost:
             ledger.set_time("claimable_at", claim.task.task_id)
@@ -71,7 +80,7 @@ def test_a_claim_that_cannot_be_renewed_is_lost_when_its_time_is_up(ledger: Memo
             raise Unavailable("database_unavailable", "away", "Look at it.")
 
     away: Any = Away()
-    with Lease(away, claim_one(ledger, 2), renew_seconds=0.05) as lease:
+    with Lease(away, claim_one(ledger, 2), renew_seconds=0.05, asked_at=time.monotonic()) as lease:
         lease.check()
         wait_for_end(lease)
         with pytest.raises(LeaseLost):
@@ -84,7 +93,7 @@ def test_a_process_that_stood_still_for_longer_than_its_lease_does_not_renew_it(
     claim = claim_one(ledger, 20)
     renewed: list[Claim] = []
     monkeypatch.setattr(ledger, "renew", renewed.append)
-    with Lease(ledger, claim, renew_seconds=2) as lease:
+    with Lease(ledger, claim, renew_seconds=2, asked_at=time.monotonic()) as lease:
         lease._good_until = time.monotonic() - 1  # as after SIGSTOP and SIGCONT
         wait_for_end(lease)
         assert isinstance(lease.ended, LeaseLost)
@@ -98,7 +107,7 @@ def test_what_runs_under_a_lease_is_stopped_when_it_ends_or_has_ended(ledger: Me
             lease.end(HandedOver())
         await asyncio.sleep(30)
 
-    with Lease(ledger, claim_one(ledger, 20), renew_seconds=5) as lease:
+    with Lease(ledger, claim_one(ledger, 20), renew_seconds=5, asked_at=time.monotonic()) as lease:
         if late:
             lease.end(HandedOver())
         with pytest.raises(HandedOver):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass, replace
 
 from ncr_upload.application.crash_points import Reach, pass_by
@@ -68,12 +69,14 @@ def run_task(
     destination is cleaned up after instead. Raises only `Unavailable`, when the ledger cannot be written: then the lease
     runs out and the sweeper takes over."""
     reach("claim:before")
+    asked_at = time.monotonic()
     claim = ports.pipeline.claims.claim(task_id, options.name, options.lease_seconds)
     if claim is None:
         _clean_up_after(task_id, ports.pipeline)
         return None
     reach("claim:after")
-    failure, task = _attempt(claim, ports, options, reach, leaving or Leaving())
+    lease = Lease(ports.pipeline.claims, claim, renew_seconds=options.lease_renew_seconds, asked_at=asked_at)
+    failure, task = _attempt(claim, lease, ports, options, reach, leaving or Leaving())
     task = task or ports.submissions.task(task_id)
     assert task is not None
     if task.finished_at is not None:
@@ -96,8 +99,7 @@ Outcome = tuple[Exception | None, Task | None]
 """The failure, if any, and the task as it was written down; None where that is not known."""
 
 
-def _attempt(claim: Claim, ports: WorkerPorts, options: WorkerOptions, reach: Reach, leaving: Leaving) -> Outcome:
-    lease = Lease(ports.pipeline.claims, claim, renew_seconds=options.lease_renew_seconds)
+def _attempt(claim: Claim, lease: Lease, ports: WorkerPorts, options: WorkerOptions, reach: Reach, leaving: Leaving) -> Outcome:
     live = LiveStatus(ports.board, claim)
     delivery = Delivery(claim, ports.pipeline, options.pipeline, lease, live, reach)
     with lease, live, leaving.heard_by(lambda: lease.end(HandedOver())):

@@ -18,20 +18,20 @@ T = TypeVar("T")
 
 
 class Lease:
-    """Renews the claim every `renew_seconds` while entered.
+    """Renews the claim every `renew_seconds` while entered. `asked_at` is when the claim was asked for, by the steady clock.
 
     `check` is asked before every outside effect: it raises once the claim is lost, cancelled, or could not be renewed
     for as long as it lasts (this host's steady clock measures only how long ago the last renewal began).
     """
 
-    def __init__(self, claims: Claims, claim: Claim, *, renew_seconds: float) -> None:
+    def __init__(self, claims: Claims, claim: Claim, *, renew_seconds: float, asked_at: float) -> None:
         self._claims = claims
         self._claim = claim
         self._renew_seconds = renew_seconds
         self._on_end: Callable[[], None] = lambda: None
         self._ended: DeliveryError | None = None
         self._concluded = False
-        self._good_until = time.monotonic() + claim.lease_seconds
+        self._good_until = asked_at + claim.lease_seconds
         self._ticker = Ticker("lease", self._tick, renew_seconds)
 
     def __enter__(self) -> Lease:
@@ -54,11 +54,18 @@ class Lease:
     async def _run_under(self, work: Coroutine[Any, Any, T]) -> T:
         running = asyncio.current_task()
         assert running is not None
-        loop = asyncio.get_running_loop()
+        loop, is_stopped = asyncio.get_running_loop(), False
 
         def stop() -> None:
             with suppress(RuntimeError):  # the loop has ended by itself meanwhile
-                loop.call_soon_threadsafe(running.cancel)
+                loop.call_soon_threadsafe(cancel_once)
+
+        def cancel_once() -> None:
+            """A second time would cut short what the first one has cleaned up."""
+            nonlocal is_stopped
+            if not is_stopped:
+                is_stopped = True
+                running.cancel()
 
         self.when_ended(stop)
         if self._ended is not None:  # before anybody listened
