@@ -105,7 +105,8 @@ def uploaders(count: int, folder: Path, sshd: SftpServer, proxy: FaultProxy, **a
 def test_no_more_connections_are_open_than_may_be_whatever_is_killed(
     tmp_path: Path, sshd: SftpServer, proxy: FaultProxy, database: str
 ) -> None:
-    """Four processes that would each open four. One of them is killed: what it held is not used by others before its time."""
+    """Four processes that would each open four. One of them is killed: what it held is not used by others before its time. One
+    that is closed is counted by the proxy until both ends have heard of it, so what counts is the least of five looks."""
     limit = 3
     asked = {"database": database, "connections": limit, "bytes_per_second": 0, "files": 12, "size": MEGABYTE, "jobs": 2}
     seen: list[int] = []
@@ -114,11 +115,12 @@ def test_no_more_connections_are_open_than_may_be_whatever_is_killed(
         while any(process.poll() is None for process in running):
             assert time.monotonic() < deadline
             seen.append(proxy.count()["connections"])
-            if len(seen) > 50 and max(seen) == limit and running[0].returncode is None:
+            if len(seen) > 50 and max(seen) >= limit and running[0].returncode is None:
                 running[0].send_signal(signal.SIGKILL)
             time.sleep(0.02)
         assert [process.returncode for process in running[1:]] == [0, 0, 0]
-    assert max(seen) == limit
+    lasting = [min(looks) for looks in zip(*(seen[number:] for number in range(5)), strict=False)]
+    assert max(lasting) <= limit <= max(seen)
 
 
 def test_all_processes_together_keep_to_the_rate(tmp_path: Path, sshd: SftpServer, proxy: FaultProxy, database: str) -> None:
