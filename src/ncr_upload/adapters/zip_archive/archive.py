@@ -28,7 +28,7 @@ GATHERED_BYTES = 256 * 1024
 HELD_SECONDS = 0.05
 """What is smaller is not worth a way of its own to the validator, unless the next file is slow to come."""
 
-LARGE_BYTES = 64 * 1024 * 1024
+LARGE_BYTES = 32 * 1024 * 1024
 DEFLATE_LEVEL = 1  # a higher one is slower than the wire on one core
 ZIP32_MAX_BYTES = 0xFFFF_FFFF - 64 * 1024 * 1024  # room for headers and the directory
 ZIP32_MAX_ENTRIES = 0xFFFF
