@@ -214,10 +214,7 @@ class Delivery:
         selection = select_files(listed, self.options.file_selection, job_id=self.task.job_id)
         layout = plan_layout(selection.files, source.sku, self.options.layout_collisions)
         facts = [f"SKU {source.sku}.", selection.summary, *layout.notes]
-        status, stage, message = Status.PROCESSING, Stage.LOOKUP, " ".join(facts)
-        self.live.show(status, stage, message)
-        advance = self.ports.claims.advance
-        self._ask(lambda: advance(self.claim, status=status, stage=stage, message=message, sku=source.sku))
+        self._ask(self._advancing(Status.PROCESSING, Stage.LOOKUP, " ".join(facts), sku=source.sku))
         return layout.files
 
     @asynccontextmanager
@@ -404,21 +401,16 @@ class Delivery:
             return
         self.reach("cleanup:after")
 
-    async def _advance(
-        self,
-        status: Status,
-        stage: Stage,
-        message: str,
-        *,
-        total_bytes: int = 0,
-        also: Recording | None = None,
-        **facts: Any,
-    ) -> None:
+    async def _advance(self, status: Status, stage: Stage, message: str, **facts: Any) -> None:
+        await self._call(self._advancing(status, stage, message, **facts))
+
+    def _advancing(
+        self, status: Status, stage: Stage, message: str, *, total_bytes: int = 0, **facts: Any
+    ) -> Callable[[], None]:
+        """Shown at once; the ledger's part is left to be called."""
         self.lease.check()
         self.live.show(status, stage, message, total_bytes=total_bytes)
-        await self._call(
-            lambda: self.ports.claims.advance(self.claim, status=status, stage=stage, message=message, also=also, **facts)
-        )
+        return lambda: self.ports.claims.advance(self.claim, status=status, stage=stage, message=message, **facts)
 
     async def _finish(self, status: Status, stage: Stage, message: str, problem: Problem | None, rows: Recording) -> None:
         self.lease.conclude()
