@@ -89,7 +89,7 @@ def _kind(thread: str) -> str:
 @contextmanager
 def looking() -> Iterator[Looks]:
     looks, ended = Looks(), threading.Event()
-    lasting = ("MainThread", "receive")  # of the threads that are there before, those that do the job
+    lasting = ("MainThread", "receive", "validator", "records")  # of the threads that are there before, those that do the job
     bystanders = {thread.ident for thread in threading.enumerate() if not thread.name.startswith(lasting)}
 
     def look() -> None:
