@@ -1,4 +1,4 @@
-"""What a run says of itself: on which databases its tests ran."""
+"""What a run says of itself: on which databases and interpreters its tests ran."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from databases import SERVERS
+from interpreters import OTHERS
 from parts import find
 
 _PROGRAMS = {"postgresql": "postgres", "mariadb": "mariadbd", "mysql": "ncr-mysqld"}
@@ -25,6 +26,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         told.append("none on mysql, which is not here (make servers fetches it on Debian)")
     if told:
         terminalreporter.write_line(f"databases: {', '.join(told)}")
+    pythons = {version for nodeid in passed for version in re.findall(r"test_every_python_found\w+\[([\d.]+)\]", nodeid)}
+    if pythons:
+        terminalreporter.write_line(f"interpreters: {', '.join(sorted(pythons))} of {', '.join(OTHERS)}")
 
 
 def _version(engine: str) -> str:

@@ -6,18 +6,18 @@ USD layer first, and only the file types listed there.
 
 from __future__ import annotations
 
-import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ncr_validator.archive import BadArchive, check_archive
+from ncr_validator.archive import DAMAGE, BadArchive, CheckedZip, check_archive
 from ncr_validator.formats import IMAGE_EXTENSIONS
 from ncr_validator.images import check_image
 from ncr_validator.layout import extension
 from ncr_validator.limits import Limits
 from ncr_validator.verdicts import Issue, Severity
+from ncr_validator.zip_directory import Entry
 
 _LAYERS = {"usd", "usda", "usdc"}
 _ALLOWED = _LAYERS | {"png", "jpg", "jpeg", "exr", "avif", "m4a", "mp3", "wav"}
@@ -37,37 +37,36 @@ _FATAL = {
 def check_zip(path: Path, limits: Limits) -> Iterator[Issue]:
     """What the zip alone shows, the CRC of every entry and the bodies of the images included."""
     try:
-        with path.open("rb") as file, check_archive(file, limits) as zipped:
-            infos = [info for info in zipped.infolist() if not info.is_dir()]
-            if extension(infos[0].filename) not in _LAYERS:
-                yield _error("USDZ_NO_ROOT_LAYER", f"The first file is {infos[0].filename!r}; it must be a USD layer.")
-            for info in infos:
-                yield from _check_entry(file, zipped, info, limits)
+        with path.open("rb") as file:
+            zipped = check_archive(file, limits)
+            files = [entry for entry in zipped.entries if not entry.is_folder]
+            if extension(files[0].name) not in _LAYERS:
+                yield _error("USDZ_NO_ROOT_LAYER", f"The first file is {files[0].name!r}; it must be a USD layer.")
+            for entry in files:
+                yield from _check_entry(zipped, entry, limits)
     except BadArchive as refusal:
         yield from (_error(issue.code.replace("ZIP_", "USDZ_ZIP_"), issue.message) for issue in refusal.issues)
 
 
-def _check_entry(file: IO[bytes], zipped: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits) -> Iterator[Issue]:
-    name = info.filename
-    if info.compress_type != zipfile.ZIP_STORED:
+def _check_entry(zipped: CheckedZip, entry: Entry, limits: Limits) -> Iterator[Issue]:
+    name = entry.name
+    if entry.method != zipfile.ZIP_STORED:
         yield _error("USDZ_COMPRESSED", "A file in a USDZ must be stored, not compressed.", name)
-    file.seek(info.header_offset + 26)
-    name_length, extra_length = struct.unpack("<2H", file.read(4))
-    data_at = info.header_offset + 30 + name_length + extra_length
-    if data_at % _ALIGNMENT:
-        yield _error("USDZ_MISALIGNED", f"Its data starts at byte {data_at}, which is no multiple of {_ALIGNMENT}.", name)
+    if entry.data_at % _ALIGNMENT:
+        text = f"Its data starts at byte {entry.data_at}, which is no multiple of {_ALIGNMENT}."
+        yield _error("USDZ_MISALIGNED", text, name)
     kind = extension(name)
     if kind not in _ALLOWED:
         yield _error("USDZ_FILE_TYPE", f"A USDZ may not hold a .{kind} file.", name)
     try:
-        with zipped.open(info) as entry:
-            while entry.read(_CHUNK):
+        with zipped.open(entry) as content:
+            while content.read(_CHUNK):
                 pass
             if kind in _ALLOWED & IMAGE_EXTENSIONS:
-                entry.seek(0)
-                found, _ = check_image(entry, kind, limits.max_image_pixels)
+                content.seek(0)
+                found, _ = check_image(content, kind, limits.max_image_pixels)
                 yield from (Issue("image", issue.code, issue.severity, issue.message, pointer=name) for issue in found)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except (*DAMAGE, OSError, ValueError) as error:
         yield _error("USDZ_CORRUPT_ENTRY", f"It is damaged: {error}.", name)
 
 

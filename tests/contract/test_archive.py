@@ -8,6 +8,7 @@ import io
 import json
 import random
 import subprocess
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.adapters.zip_archive import archive as archiving
@@ -22,6 +25,8 @@ from ncr_upload.adapters.zip_archive.records import StoredBlocks
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.paths import find_segment_problem, fold
+from ncr_validator.zip_directory import read_directory
 from packages_on_disk import write_package
 from parts import require
 
@@ -78,6 +83,30 @@ async def test_the_same_package_gives_the_same_bytes_whenever_and_wherever(files
     for local in elsewhere:
         local.path.chmod(0o600)
     assert await archive(elsewhere, pause_seconds=0.01) == first
+
+
+SEGMENTS = st.text(min_size=1, max_size=12).filter(lambda text: find_segment_problem(text) is None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(SEGMENTS, min_size=1, max_size=2).map(lambda path: "/".join(["SKU", *path])),
+        min_size=1,
+        max_size=5,
+        unique_by=fold,
+    )
+)
+def test_the_names_in_the_zip_are_exactly_the_targets_for_every_reader(targets: list[str]) -> None:
+    """Whatever the layout lets pass as a target: Python's reader and the bundled validator's see that name, in both headers."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_package(Path(folder), dict.fromkeys(targets, b"content"))
+        made = io.BytesIO(asyncio.run(archive(files)))
+    with zipfile.ZipFile(made) as zipped:
+        assert zipped.namelist() == targets
+        assert {zipped.read(target) for target in targets} == {b"content"}
+    entries, issues = read_directory(made, len(targets))
+    assert ([entry.name for entry in entries], issues) == (targets, [])
 
 
 async def test_compressed_types_are_stored_without_descriptor_and_the_rest_is_deflated(files: list[LocalFile]) -> None:

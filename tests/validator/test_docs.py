@@ -8,6 +8,7 @@ from pathlib import Path
 from ncr_validator.limits import Limits
 from ncr_validator.profile import parse_profile
 from ncr_validator.verdicts import Severity
+from validator.raw_zips import CASES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "validator.md").read_text()
 
@@ -30,3 +31,7 @@ def test_every_documented_rule_is_known_to_the_profile() -> None:
         section, name = rule.split(".")
         profile = parse_profile(f'{{"version": "1", "{section}": {{"{name}": true}}}}', "test", Severity.WARNING)
         assert "PROFILE_UNKNOWN_KEY" not in {note.code for note in profile.notes}
+
+
+def test_every_code_that_refuses_a_zip_is_documented() -> None:
+    assert {code for code, _ in CASES.values()} <= set(re.findall(r"`(ZIP_[A-Z0-9_]+)`", DOCUMENT))
