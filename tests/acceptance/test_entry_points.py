@@ -14,6 +14,7 @@ import psutil
 import pytest
 from redis import Redis
 
+from ncr_upload import __version__
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from newcomer import COMMANDS, PATIENCE_SECONDS, REPOSITORY, SECRETS, Newcomer, Program, open_newcomer, until
 from parts import require
@@ -105,7 +106,7 @@ def test_help_teaches_and_version_is_the_projects(bare: Newcomer) -> None:
     done = bare.run("start_worker.py", "worker", "--help")
     assert done.returncode == 0
     assert "CELERY_WORKER_CONCURRENCY" in re.sub(r"\s+", " ", done.stdout)
-    assert bare.run("start_worker.py", "--version").stdout.strip() == PROJECT["project"]["version"]
+    assert bare.run("start_worker.py", "--version").stdout.strip() == __version__
 
 
 def test_a_worker_without_its_settings_stops_at_once_and_names_every_one(bare: Newcomer) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from ncr_upload import __version__
 from ncr_upload.domain.batches import BatchStatus
 from ncr_upload.domain.jobs import NewJob, Status
 from ncr_upload.domain.names import JOB_ID_PATTERN, MAX_NAME_LENGTH, check_job_id, check_label
@@ -484,7 +485,7 @@ class About(BaseModel):
             "examples": [
                 {
                     "name": "NCR Upload API",
-                    "version": "0.1.0",
+                    "version": __version__,
                     "status": "running",
                     "links": {"docs": "/docs", "redoc": "/redoc", "openapi": "/openapi.json", "health": "/health"},
                 }
