@@ -71,8 +71,9 @@ format: $(READY) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(READY) ## Draw the tables of docs/ that come from the tests
+docs: $(READY) ## Draw the tables of docs/ that come from the tests, then build the site in var/docs/site
 	@$(BIN)/python scripts/reliability_table.py
+	@$(BIN)/python scripts/docs_site.py
 
 lock: $(READY) ## Re-lock the dependencies (scripts/lock.sh --upgrade for the newest)
 	@scripts/lock.sh
