@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,6 +15,7 @@ from ncr_upload.entrypoints.embedded.tour import Chapter, check_delivered, check
 from parts import require
 from running_stack import NCR
 
+ROOT = Path(__file__).parents[2]
 TASK = "11111111-2222-3333-4444-555555555555"
 
 
@@ -20,15 +23,39 @@ TASK = "11111111-2222-3333-4444-555555555555"
 @pytest.mark.timeout(240)
 def test_one_command_delivers_a_product_shows_it_and_refuses_a_broken_one(tmp_path: Path) -> None:
     require("rclone")
-    done = subprocess.run([*NCR, "demo", "--state-dir", str(tmp_path / "demo")], capture_output=True, text=True, timeout=200)
+    picture = tmp_path / "demo.svg"
+    command = [*NCR, "demo", "--state-dir", str(tmp_path / "demo"), "--picture", str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     shown = done.stdout
     assert "\x1b" not in shown
     for part in ("POST http://127.0.0.1:", "VASE-2001.glb", "verdict: Valid", "IAPPROVED", "timeline", "ACCESSOR_INDEX_OOB"):
         assert part in shown, shown
     assert "All as promised" in shown
+    check_picture(picture.read_text(), str(tmp_path))
     (delivery,) = (tmp_path / "demo/sftp").glob("demo-*")
     assert len([path for path in delivery.rglob("*") if path.is_file()]) == 22
+
+
+def check_picture(drawn: str, folder: str) -> None:
+    """The picture shows the delivery and the refusal, and nothing of this machine or of another host."""
+    shown = " ".join("".join(ElementTree.fromstring(drawn).itertext()).split())
+    for words in ("$ make demo", "VASE-2001.glb", "… and 7 more", "refused: validation_failed", "All as promised"):
+        assert words in shown, shown
+    assert folder not in drawn
+    assert set(re.findall(r"https?://[^\s\"<]+", drawn)) == {"http://www.w3.org/2000/svg", "https://www.textualize.io"}
+
+
+def test_a_picture_in_a_folder_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    command = [*NCR, "demo", "--state-dir", str(tmp_path / "demo"), "--picture", str(tmp_path / "nowhere" / "demo.svg")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"{tmp_path / 'nowhere'} is not a folder" in done.stderr + done.stdout
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_committed_picture_is_one_that_the_demo_draws() -> None:
+    check_picture((ROOT / "docs/pictures/demo.svg").read_text(), str(ROOT))
 
 
 @pytest.fixture

@@ -130,11 +130,14 @@ def demo(
     state_dir: Annotated[Path, typer.Option(help="Where the stack keeps its data, logs and secrets.")] = Path("var/demo"),
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the tour.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the stack up afterwards, until interrupted.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what was seen there, as an SVG, when all held.")
+    ] = None,
 ) -> None:
     """Deliver one product, and see one refused, on the whole stack; check it all; then stop."""
     from ncr_upload.entrypoints.embedded.demo import run_demo
 
-    raise typer.Exit(run_demo(state_dir=state_dir, json_output=json_output, keep=keep))
+    raise typer.Exit(run_demo(state_dir=state_dir, json_output=json_output, keep=keep, picture=picture))
 
 
 @cli.command()

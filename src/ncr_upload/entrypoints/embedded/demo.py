@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.domain.errors import DeliveryError
 from ncr_upload.entrypoints.embedded.demo_display import Display
+from ncr_upload.entrypoints.embedded.demo_picture import Picture
 from ncr_upload.entrypoints.embedded.dev import StopSignal, say
 from ncr_upload.entrypoints.embedded.endpoints import Endpoints, read_endpoints
 from ncr_upload.entrypoints.embedded.parts import BUCKET, PartMissing
@@ -41,13 +42,24 @@ _FOLDER = "demo"
 _ENVIRONMENT = {"MAX_MEMORY_USAGE_PERCENT": os.environ.get("MAX_MEMORY_USAGE_PERCENT", "98")}
 
 
-def run_demo(state_dir: Path, json_output: bool = False, keep: bool = False) -> int:
+def run_demo(state_dir: Path, json_output: bool = False, keep: bool = False, picture: Path | None = None) -> int:
     """Deliver one product and have one refused; returns 0 only if everything that was promised held, else 1; 130 when
     interrupted.
 
     Starts a stack of its own in `state_dir`, or uses the one that runs there. `keep` leaves it up until SIGINT or SIGTERM.
+    `picture` names an SVG to write when all held.
     """
-    display = Display(quiet=json_output)
+    if picture is not None and not picture.parent.is_dir():
+        say(f"error: {picture.parent} is not a folder. Create it, or name a picture in a folder that exists.")
+        return 1
+    drawn = Picture()
+    code = _start_and_play(state_dir, Display(quiet=json_output, picture=drawn), keep)
+    if picture is not None and code == 0:
+        drawn.save(picture)
+    return code
+
+
+def _start_and_play(state_dir: Path, display: Display, keep: bool) -> int:
     try:
         stack = Stack(state_dir, environment=_ENVIRONMENT, tell=say)
     except StackRunning as running:
@@ -76,7 +88,7 @@ async def _run(stack: Stack, display: Display, keep: bool) -> int:
         await stopped.or_done(asyncio.create_task(stack.start()))
         if stopped.is_set():
             return _say_interrupted()
-        display.say(f"all seven parts are ready after {time.monotonic() - began:.1f} s")
+        display.ready(f"all seven parts are ready after {time.monotonic() - began:.1f} s")
         playing = asyncio.create_task(asyncio.to_thread(_play, stack.endpoints, display))
         await stopped.or_done(playing)
         if stopped.is_set():
@@ -132,7 +144,7 @@ def _deliver(endpoints: Endpoints, engine: Engine, product: Product, job_id: str
 
 
 def _refuse(endpoints: Endpoints, engine: Engine, product: Product, job_id: str, display: Display) -> Chapter:
-    display.say("\nthe same kind of product with a broken model (a triangle uses a vertex that does not exist):")
+    display.broken("the same kind of product with a broken model (a triangle uses a vertex that does not exist):")
     chapter = _run_chapter(endpoints, engine, product, job_id, display)
     check_refused(chapter, Path(endpoints["sftp"]["root"]))
     display.refused(chapter)
@@ -145,7 +157,7 @@ def _run_chapter(endpoints: Endpoints, engine: Engine, product: Product, job_id:
     chapter.rows_before = read_rows(engine, job_id, product.sku)
     began = time.monotonic()
     job = {"job_id": job_id, "username": USERNAME, "campaign": CAMPAIGN, "row_id": row_id}
-    display.say(f"POST {endpoints['api']['url']}/process-job {json.dumps(job)}")
+    display.request(f"POST {endpoints['api']['url']}/process-job {json.dumps(job)}", f"POST /process-job {json.dumps(job)}")
     with display.progress() as on_status:
         chapter.status, chapter.timeline = run_job(endpoints, job, on_status)
     chapter.took_seconds = round(time.monotonic() - began, 2)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from ncr_upload.entrypoints.embedded.demo_picture import Picture
 from ncr_upload.entrypoints.embedded.product import Product
 from ncr_upload.entrypoints.embedded.tour import Chapter, DeliveredFile, Json, OnStatus, Rows
 
@@ -22,10 +23,11 @@ _SHOWN_VALUE = 80
 
 
 class Display:
-    """Says everything on standard output; nothing at all when `quiet`."""
+    """Says everything on standard output; nothing at all when `quiet`. What a stranger wants to see goes to `picture` too."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, picture: Picture | None = None) -> None:
         self.quiet = quiet
+        self._picture = picture or Picture()
         self._console = Console(file=sys.stdout, highlight=False, quiet=quiet)
 
     def say(self, line: str) -> None:
@@ -40,11 +42,26 @@ class Display:
     def _bad(self, line: str) -> None:
         self._console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
 
+    def ready(self, line: str) -> None:
+        self.say(line)
+        self._picture.line(line)
+
     def product(self, product: Product) -> None:
         size = sum(len(data) for data in product.files.values())
-        self._head(
-            f"{product.sku}: {len(product.files)} files, {size:,} bytes, put into object storage and the studio's tables"
-        )
+        line = f"{product.sku}: {len(product.files)} files, {size:,} bytes, put into object storage and the studio's tables"
+        self._head(line)
+        self._picture.line()
+        self._picture.line(line, "bold")
+
+    def broken(self, line: str) -> None:
+        self.say(f"\n{line}")
+        self._picture.line()
+        self._picture.line(line, "bold")
+
+    def request(self, line: str, short: str) -> None:
+        self.say(line)
+        self._picture.line(short)
+        self._picture.forget_steps()
 
     @contextmanager
     def progress(self) -> Iterator[OnStatus]:
@@ -52,12 +69,14 @@ class Display:
         if not self._console.is_terminal:
             yield self._tell_steps()
             return
+        draw = self._draw_step
         columns = (TextColumn("{task.fields[stage]:>9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.description}"), console=self._console) as bar:
             job = bar.add_task("", total=100, stage="queued")
 
             def show(status: Json) -> None:
                 bar.update(job, completed=status["progress"], stage=status["stage"], description=escape(status["message"]))
+                draw(status)
 
             yield show
 
@@ -68,14 +87,21 @@ class Display:
             step = (status["status"], status["stage"])
             if step not in told:
                 told.add(step)
-                self.say(f"  {status['progress']:5.1f} %  {status['stage']:<9} {status['message']}")
+                self.say(_step_line(status))
+            self._draw_step(status)
 
         return show
 
+    def _draw_step(self, status: Json) -> None:
+        self._picture.step(status["status"], status["stage"], _step_line(status))
+
     def delivered(self, chapter: Chapter, root: Path) -> None:
         self._head(f"delivered to {root}, {sum(file.size for file in chapter.files):,} bytes, in {chapter.took_seconds:.1f} s")
-        for line in tree_lines(chapter.files):
+        lines = list(tree_lines(chapter.files))
+        for line in lines:
             self.say(f"  {line}")
+        self._picture.line(f"delivered {len(chapter.files)} files in {chapter.took_seconds:.1f} s", "bold")
+        self._picture.tree(lines)
         self._head(f"the validator's verdict: {chapter.status['verdict']}")
         self._head("database rows that changed")
         self._rows(chapter.rows_before, chapter.rows_after)
@@ -86,6 +112,8 @@ class Display:
         self._head(f"refused: {chapter.status['status']}, nothing delivered")
         self.say(f"  {problem.get('message', chapter.status['message'])}")
         self.say(f"  {problem.get('next_step', '')}")
+        self._picture.line(f"refused: {chapter.status['status']}, nothing delivered", "bold red")
+        self._picture.line(f"  {problem.get('next_step', '')}")
         self._head("database rows that changed")
         self._rows(chapter.rows_before, chapter.rows_after)
         self._timeline(chapter.timeline)
@@ -96,10 +124,12 @@ class Display:
             for failure in failures:
                 self._bad(f"NOT AS PROMISED: {failure}")
         else:
-            self._good(
-                f"All as promised in {took_seconds:.1f} s: every delivered byte equals the generated one, "
-                "each row was written once, and nothing of the refused package was delivered."
-            )
+            first = f"All as promised in {took_seconds:.1f} s: every delivered byte equals the generated one,"
+            second = "each row was written once, and nothing of the refused package was delivered."
+            self._good(f"{first} {second}")
+            self._picture.line()
+            self._picture.line(first, "green")
+            self._picture.line(second, "green")
 
     def _rows(self, before: Rows, after: Rows) -> None:
         for table, rows in after.items():
@@ -122,6 +152,10 @@ class Display:
         for event in events:
             seconds = _moment(event) - began
             self.say(f"  {seconds:6.2f} s  {event['stage']:<9} {event['kind']:<10} {event['message']}")
+
+
+def _step_line(status: Json) -> str:
+    return f"  {status['progress']:5.1f} %  {status['stage']:<9} {status['message']}"
 
 
 def tree_lines(files: Sequence[DeliveredFile]) -> Iterator[str]:
