@@ -1,4 +1,4 @@
-"""Draws results.json: a chart per group with a plot of each figure, and the table of docs/performance.md.
+"""Draws results.json: a chart per group with a plot of each figure, and the tables of docs/performance.md and README.md.
 
     python benchmarks/charts.py      draws what was measured last; `make bench` does it by itself
 
@@ -16,6 +16,7 @@ from figures import AT_LEAST, read_results, unit_of
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
 CHARTS = DOCS / "charts"
+FRONT_PAGE = DOCS.parent / "README.md"
 BEGIN, END = "<!-- figures: drawn by benchmarks/charts.py, do not edit -->", "<!-- /figures -->"
 
 TITLES = {
@@ -32,6 +33,12 @@ TITLES = {
     "growth": "With many jobs in the ledger",
     "limit": "A package beside this machine's own limit",
 }
+FRONT = {
+    "wan.many_small.strict.rclone": "300 files, 15 MB",
+    "wan.one_huge.strict.rclone": "one file of 1 GiB",
+    "wan.package.strict.rclone": "36 files, 268 MB",
+}
+"""The figures of the README, the one that we lose included: a delivery over a long line, beside a bare copy."""
 WIDTH, LEFT, BAR, ROW, HEAD = 760, 16, 14, 74, 34
 RIGHT_ROOM = 96
 STYLE = """
@@ -52,11 +59,27 @@ def draw() -> None:
     CHARTS.mkdir(exist_ok=True)
     for group, shown in groups.items():
         (CHARTS / f"{group}.svg").write_text(chart(TITLES[group], shown))
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
     images = "\n".join(f"![{TITLES[group]}](charts/{group}.svg)" for group in groups)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(figures)}\n\n{images}\n\n{END}{after}")
+    _put(PAGE, f"{table(figures)}\n\n{images}")
+    _put(FRONT_PAGE, front(figures))
+
+
+def _put(page: Path, drawn: str) -> None:
+    """Replace what stands between the two marks of the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{drawn}\n\n{END}{after}")
+
+
+def front(figures: list[Shown]) -> str:
+    """Draw the README's table."""
+    found = {figure["name"]: figure for figure in figures}
+    peer = found[next(iter(FRONT))]["peer"]
+    lines = [f"| Over an emulated WAN: 40 ms, 60 MB/s | NCR Upload API | {peer} |", "|---|---|---|"]
+    for name, what in FRONT.items():
+        times = (f"{_number(found[name][side])} {unit_of(name)}" for side in ("ours", "theirs"))
+        lines.append(f"| {what} | {' | '.join(times)} |")
+    return "\n".join(lines)
 
 
 def chart(title: str, shown: list[Shown]) -> str:

@@ -86,6 +86,12 @@ def test_every_figure_is_drawn_and_told_with_its_own_numbers() -> None:
     assert told.count("**missed**") == sum(goal is not None and not _holds(name, goal) for name, goal in figures.GOALS.items())
 
 
+def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
+    assert (
+        f"{charts.BEGIN}\n\n{charts.front(figures.read_results()['figures'])}\n\n{charts.END}" in charts.FRONT_PAGE.read_text()
+    )
+
+
 def _holds(name: str, goal: float) -> bool:
     return goal <= 0.5 if name in figures.AT_LEAST else goal >= 0.5
 
