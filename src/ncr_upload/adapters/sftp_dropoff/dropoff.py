@@ -172,7 +172,7 @@ class SftpSession:
         clock = self._path(CLOCK)
         with suppress(Denied):
             await self._remote.remove_tree(clock)
-        await self._remote.make_folder(clock)
+        await self._remote.make_folders(clock)
         try:
             return float((await self._remote.stat(clock)).mtime or 0)
         finally:

@@ -26,11 +26,12 @@ STAGING = ".ncr-staging"
 PROBE = "probe."
 SCRATCH = PROBE + "scratch"
 IN_BASE = ".ncr-staging.probe"
-TRIES = 4
+FOLDERS = ("a", "b")
+TRIES = 6
 TOKEN_BYTES = 16
 PROBE_BYTES = 256 * 1024
 ROOM_FOR_MORE_BYTES = 1024 * 1024
-CONTENT = bytes(range(256)) * (PROBE_BYTES // 256 - 1)
+CONTENT = (bytes(range(256)) * (PROBE_BYTES // 256))[TOKEN_BYTES:]
 """Every byte, so that a server shows itself that changes line ends; larger than what a full disk may still take in."""
 
 
@@ -51,6 +52,9 @@ class Ability(StrEnum):
 
 REQUIRED = (Ability.LIST, Ability.MAKE, Ability.WRITE, Ability.RENAME)
 """Without one of these nothing can be delivered."""
+
+SHARED = (Ability.MAKE, Ability.WRITE, Ability.RENAME, Ability.DELETE)
+"""What fails, without a reason, also when another probe works in the same folder."""
 
 _OF_VERB = {
     "list": Ability.LIST,
@@ -180,15 +184,17 @@ class Scratch:
         turn = _Turn(self._remote, self._base, report, last)
         await self._try_all(turn, publish)
         if Ability.MAKE not in report.failures:
-            await turn.attempt(Ability.DELETE, self._remove_all())
+            await turn.attempt(Ability.DELETE, self._remove_all(Ability.LIST in report.failures))
         return report
 
-    async def _remove_all(self) -> None:
-        try:
-            await self._remote.remove_tree(self._top)
-        except Failed:  # another probe may have put something there meanwhile
-            await asyncio.sleep(random.random())
-            await self._remote.remove_tree(self._top)
+    async def _remove_all(self, unlisted: bool) -> None:
+        """Remove the scratch folder; by the names it is known to have where it cannot be listed."""
+        if unlisted:
+            folders = [posixpath.join(self._top, name) for name in FOLDERS]
+            await self._remote.remove_files(posixpath.join(folder, name) for folder in folders for name in ("file", "link"))
+            await self._remote.remove_folders([self._top, *folders])
+            return
+        await self._remote.remove_tree(self._top)
 
     async def _try_all(self, turn: _Turn, publish: bool) -> None:
         remote, top = self._remote, self._top
@@ -207,33 +213,41 @@ class Scratch:
         await turn.attempt(Ability.LINK, self._link(file))
         await turn.attempt(Ability.SET_TIME, self._set_time(file))
         await turn.attempt(Ability.FREE_SPACE, self._tell_free_space())
-        if await turn.attempt(Ability.RENAME, self._rename(turn, here, there)) and publish:
-            await turn.attempt(Ability.PUBLISH, self._publish(turn, there))
+        if await turn.attempt(Ability.RENAME, self._rename(turn, here, there)):
+            if publish:
+                await turn.attempt(Ability.PUBLISH, self._publish(turn, there))
+            await turn.attempt(Ability.RENAME, self._remote.rename(there, here))
 
     async def _list_staging(self) -> None:
         await self._remote.entries(self._staging)
 
     async def _choose_folders(self, turn: _Turn, publish: bool) -> tuple[str, str]:
         """Return the folder to write in and the name to give it. One that an earlier probe could not delete is used again."""
-        first, second = (posixpath.join(self._top, name) for name in "ab")
-        try:
-            left = await self._remote.entries(self._top)
-        except (Denied, Failed, Missing):
-            return first, second
+        first, second = (posixpath.join(self._top, name) for name in FOLDERS)
         if publish:
-            await self._bring_back(left, first)
-        if "b" in left and "a" in left:
-            await turn.attempt(Ability.DELETE, self._remote.remove_tree(second))
-        return (second, first) if "b" in left and "a" not in left else (first, second)
+            await self._bring_back(first)
+        if not await self._is_there(second):
+            return first, second
+        if not await self._is_there(first):
+            return second, first
+        await turn.attempt(Ability.DELETE, self._remote.remove_tree(second))
+        return first, second
 
-    async def _bring_back(self, left: Iterable[str], first: str) -> None:
+    async def _is_there(self, path: str) -> bool:
+        try:
+            return await self._remote.exists(path)
+        except (Denied, Failed):
+            return False
+
+    async def _bring_back(self, first: str) -> None:
         """Take back what a probe that was cut off left in the base folder."""
+        if not await self._is_there(self.in_base):
+            return
         with suppress(Denied, Failed, Missing):
-            if await self._remote.exists(self.in_base):
-                if {"a", "b"} & set(left):
-                    await self._remote.remove_tree(self.in_base)
-                else:
-                    await self._remote.rename(self.in_base, first)
+            await self._remote.rename(self.in_base, first)
+        if await self._is_there(self.in_base):
+            with suppress(Denied, Failed, Missing):
+                await self._remote.remove_tree(self.in_base)
 
     async def _read_back(self, turn: _Turn, file: str, content: bytes) -> None:
         read = await self._remote.read(file, PROBE_BYTES)
@@ -267,12 +281,7 @@ class Scratch:
 
     async def _rename(self, turn: _Turn, here: str, there: str) -> None:
         """A folder with a file in it, whose content must come along."""
-        try:
-            await self._remote.rename(here, there)
-        except Failed:
-            if not turn.last and await self._remote.exists(there):
-                raise _Disturbed from None
-            raise
+        await self._remote.rename(here, there)
         if not turn.last:
             await self._remote.size(posixpath.join(there, "file"))
         elif not await self._remote.exists(posixpath.join(there, "file")):
@@ -341,7 +350,10 @@ class _Turn:
         except (Denied, DestinationParked) as failure:
             self._note(ability, failure)
         except Failed as failure:
-            self._note(ability, await find_full_disk(self._remote, self._base, failure) or failure)
+            full = await find_full_disk(self._remote, self._base, failure)
+            if full is None and not self.last and ability in SHARED:
+                raise _Disturbed from None
+            self._note(ability, full or failure)
         else:
             return True
         return False
