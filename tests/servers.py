@@ -156,8 +156,7 @@ def start_rclone(folder: Path) -> Iterator[SftpServer]:
     for attempt in range(PORT_TRIES):
         port = free_port()
         command = [require(DEBIAN_RCLONE), "serve", "sftp", "--config", "", "--addr", f"127.0.0.1:{port}", "--key", str(key)]
-        command += ["--authorized-keys", str(folder / "authorized_keys"), "--vfs-cache-mode", "writes"]
-        command += ["--cache-dir", str(folder / "cache"), "--dir-cache-time", "1s", str(root)]
+        command += ["--authorized-keys", str(folder / "authorized_keys"), str(root)]
         try:
             with run_server(command, rf"SFTP server listening on (?P<found>\S+:{port})"):
                 login = SftpLogin("127.0.0.1", port, "partner", private_key=user_key, host_key=public)

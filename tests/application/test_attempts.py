@@ -356,6 +356,20 @@ def test_a_probe_that_finds_the_server_away_leaves_it_parked(worker: Worker) -> 
     assert worker.ledger.find_parked(worker.dropoff.destination) is not None
 
 
+def test_a_probe_is_told_what_the_destination_is_parked_for_also_after_one_that_found_the_server_away(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [DestinationParked("delete_refused", "may not delete", "Ask for it.")]
+    worker.run()
+    worker.dropoff.failures["probe"] = [Unavailable("sftp_unreachable", "nobody answers", "See whether it is up.")]
+    probe(worker)
+    parked = worker.ledger.find_parked(worker.dropoff.destination)
+    assert (parked and parked.code) == "delete_refused"
+    assert "may not delete" in worker.task.message
+    assert "the last probe failed: nobody answers" in worker.task.message
+    probe(worker)
+    assert worker.dropoff.probed_for == ["delete_refused"] * 2
+    assert "works again" in worker.task.message
+
+
 def test_a_probe_that_gets_no_connection_leaves_the_reason_as_it_was(worker: Worker) -> None:
     worker.dropoff.failures["session"] = [FULL, Deferred("connections_in_use", "all 2 connections are in use", "")]
     worker.run()

@@ -8,6 +8,8 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 
+from asyncssh import FILEXFER_TYPE_DIRECTORY
+
 from ncr_upload.adapters.sftp_dropoff.channels import Channels, Place
 from ncr_upload.adapters.sftp_dropoff.links import Links, settle_times
 from ncr_upload.adapters.sftp_dropoff.manifest import Entry, Manifest
@@ -101,7 +103,7 @@ class StagedPackage:
             self._remote.entries(posixpath.join(self._own, "parts")),
         )
         self._made = {"", *self._there.folders}
-        self._parts = {name: attrs.size or 0 for name, attrs in parts.items()}
+        self._parts = {name: attrs.size or 0 for name, attrs in parts.items() if attrs.type != FILEXFER_TYPE_DIRECTORY}
         self._cut_off = any(name.endswith((WIDE, EARLY)) for name in parts)
         return set(self._there.files)
 
