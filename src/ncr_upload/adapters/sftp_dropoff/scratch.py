@@ -28,11 +28,15 @@ SCRATCH = PROBE + "scratch"
 IN_BASE = ".ncr-staging.probe"
 FOLDERS = ("a", "b")
 TRIES = 6
+JUDGE_SECONDS = 30.0
 TOKEN_BYTES = 16
 PROBE_BYTES = 256 * 1024
 ROOM_FOR_MORE_BYTES = 1024 * 1024
 CONTENT = (bytes(range(256)) * (PROBE_BYTES // 256))[TOKEN_BYTES:]
 """Every byte, so that a server shows itself that changes line ends; larger than what a full disk may still take in."""
+
+
+IN_TIME = "It is tried again; see whether the server is slow."
 
 
 class Ability(StrEnum):
@@ -158,7 +162,10 @@ class Scratch:
             if any(not self._is_staged(path) for path in act.paths):
                 concerned.append(Ability.PUBLISH)
         try:
-            report = await self.examine(publish=Ability.PUBLISH in concerned)
+            async with asyncio.timeout(JUDGE_SECONDS):
+                report = await self.examine(publish=Ability.PUBLISH in concerned)
+        except TimeoutError:
+            return Unavailable("sftp_unreachable", f"{failure.message}; whether other jobs are, was not found out", IN_TIME)
         except DeliveryError as unproven:
             return unproven if isinstance(failure, Denied) else failure
         refused = report.first(concerned)
@@ -188,20 +195,24 @@ class Scratch:
         return report
 
     async def _remove_all(self, unlisted: bool) -> None:
-        """Remove the scratch folder; by the names it is known to have where it cannot be listed."""
-        if unlisted:
-            folders = [posixpath.join(self._top, name) for name in FOLDERS]
-            await self._remote.remove_files(posixpath.join(folder, name) for folder in folders for name in ("file", "link"))
+        """Remove the scratch folder, by the names it is known to have. What else is in it is found if it can be listed."""
+        folders = [posixpath.join(self._top, name) for name in FOLDERS]
+        await self._remote.remove_files(posixpath.join(folder, name) for folder in folders for name in ("file", "link"))
+        try:
             await self._remote.remove_folders([self._top, *folders])
-            return
-        await self._remote.remove_tree(self._top)
+        except Failed:
+            if unlisted:
+                raise
+            await self._remote.remove_tree(self._top)
 
     async def _try_all(self, turn: _Turn, publish: bool) -> None:
         remote, top = self._remote, self._top
         if not await turn.attempt(Ability.MAKE, remote.make_folders(self._staging)):
             return
-        await turn.attempt(Ability.LIST, self._list_staging())
-        if not await turn.attempt(Ability.MAKE, remote.make_folder(top)):
+        await _side_by_side(
+            turn.attempt(Ability.LIST, self._list_staging()), turn.attempt(Ability.MAKE, remote.make_folder(top))
+        )
+        if Ability.MAKE in turn.report.failures:
             return
         here, there = await self._choose_folders(turn, publish)
         if not await turn.attempt(Ability.MAKE, remote.make_folder(here)):
@@ -209,10 +220,12 @@ class Scratch:
         file, content = posixpath.join(here, "file"), secrets.token_bytes(TOKEN_BYTES) + CONTENT
         if not await turn.attempt(Ability.WRITE, remote.write(file, content)):
             return
-        await turn.attempt(Ability.READ, self._read_back(turn, file, content))
-        await turn.attempt(Ability.LINK, self._link(file))
-        await turn.attempt(Ability.SET_TIME, self._set_time(file))
-        await turn.attempt(Ability.FREE_SPACE, self._tell_free_space())
+        await _side_by_side(
+            turn.attempt(Ability.READ, self._read_back(turn, file, content)),
+            turn.attempt(Ability.LINK, self._link(file)),
+            turn.attempt(Ability.SET_TIME, self._set_time(file)),
+            turn.attempt(Ability.FREE_SPACE, self._tell_free_space()),
+        )
         if await turn.attempt(Ability.RENAME, self._rename(turn, here, there)):
             if publish:
                 await turn.attempt(Ability.PUBLISH, self._publish(turn, there))
@@ -327,6 +340,12 @@ class Scratch:
         return (
             f"uid {found.uid}, gid {found.gid}{mode}" if found.uid is not None else f"somebody the server does not name{mode}"
         )
+
+
+async def _side_by_side(*attempts: Awaitable[bool]) -> None:
+    for found in await asyncio.gather(*attempts, return_exceptions=True):
+        if isinstance(found, BaseException):
+            raise found
 
 
 class _Turn:
