@@ -202,6 +202,7 @@ class MemoryDropoffSession:
         return [Leftover(f"{task}-{fence}", task, idle.get(task, 0)) for task, fence in self._place.staging]
 
     async def clear(self, leftover: Leftover) -> None:
+        _fail_if_told(self._place.failures, "clear")
         task, _, fence = leftover.name.rpartition("-")
         self._remove(task, int(fence))
 

@@ -708,6 +708,18 @@ def test_the_janitor_removes_staging_of_ended_tasks_and_old_staging_of_unknown_o
     assert worker.ledger.due_duties(["janitor"]) == []
 
 
+def test_a_folder_that_cannot_be_removed_does_not_keep_the_janitor_from_the_others(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for task in ("foreign", "abandoned"):
+        worker.dropoff.staging[task, 1] = Staging()
+    worker.dropoff.idle_seconds = {"foreign": 4000, "abandoned": 4000}
+    worker.dropoff.failures["clear"] = [DestinationParked("permission_denied", "foreign-1 may not be removed", "Ask.")]
+    run_duty("janitor", worker.ports(), worker.ledger, PARKING, JANITOR)
+    assert list(worker.dropoff.staging) == [("foreign", 1)]
+    assert "foreign-1 may not be removed" in caplog.text
+
+
 def test_the_janitor_leaves_a_parked_destination_alone(worker: Worker) -> None:
     worker.ledger.park(worker.dropoff.destination, Problem("disk_full", "parked", "full", "Make room."), 30)
     with pytest.raises(DestinationParked):
