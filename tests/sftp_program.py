@@ -11,6 +11,8 @@ The word in the file CONTROL says how:
     refuse-publish    renames of a package out of staging fail
     no-continue       a file that exists is not opened for writing, unless it is emptied
     in-order          a write that does not begin at the end of the file fails, as where files are objects in a store
+    no-links, empty-links, copy-links   links are answered OK, and there is nothing, an empty file, or a copy
+    odd-names         listings of folders also hold names that no file can have
     squat             somebody else makes the final folder just before the next rename out of staging
 """
 
@@ -20,6 +22,7 @@ import asyncio
 import errno
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncssh
@@ -66,6 +69,24 @@ class Files(asyncssh.SFTPServer):
         if fault() == "denied":
             raise asyncssh.SFTPPermissionDenied("no")
         super().mkdir(path, attrs)
+
+    def link(self, oldpath: bytes, newpath: bytes) -> None:
+        with Path(CONTROL).with_name("links").open("a") as log:
+            log.write("link\n")
+        name, new = fault(), Path(os.fsdecode(self.map_path(newpath)))
+        if name == "empty-links":
+            new.touch()
+        elif name == "copy-links":
+            new.write_bytes(Path(os.fsdecode(self.map_path(oldpath))).read_bytes())
+        elif name != "no-links":
+            super().link(oldpath, newpath)
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        if fault() == "odd-names":
+            for name in (b"", b"../../escaped", b"a/b", b"nul\0"):
+                yield asyncssh.SFTPName(name, attrs=asyncssh.SFTPAttrs(size=1, permissions=0o100644, mtime=1))
+        async for entry in super().scandir(path):
+            yield entry
 
     def rename(self, oldpath: bytes, newpath: bytes) -> None:
         name = fault()

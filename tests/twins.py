@@ -119,6 +119,7 @@ class MemoryDropoff:
         self.staging: dict[tuple[str, int], Staging] = {}
         self.uploaded: list[str] = []
         self.logins = 0
+        self.probed_for: list[str] = []
         self.idle_seconds: dict[str, float] = {}
         self.failures: Failures = defaultdict(list)
 
@@ -137,7 +138,8 @@ class MemoryDropoffSession:
     def __init__(self, place: MemoryDropoff) -> None:
         self._place = place
 
-    async def probe(self) -> None:
+    async def probe(self, parked_for: str = "") -> None:
+        self._place.probed_for.append(parked_for)
         _fail_if_told(self._place.failures, "probe")
 
     async def adopt(self, task_id: str, fence: int) -> None:
@@ -200,6 +202,7 @@ class MemoryDropoffSession:
         return [Leftover(f"{task}-{fence}", task, idle.get(task, 0)) for task, fence in self._place.staging]
 
     async def clear(self, leftover: Leftover) -> None:
+        _fail_if_told(self._place.failures, "clear")
         task, _, fence = leftover.name.rpartition("-")
         self._remove(task, int(fence))
 

@@ -356,6 +356,20 @@ def test_a_probe_that_finds_the_server_away_leaves_it_parked(worker: Worker) -> 
     assert worker.ledger.find_parked(worker.dropoff.destination) is not None
 
 
+def test_a_probe_is_told_what_the_destination_is_parked_for_also_after_one_that_found_the_server_away(worker: Worker) -> None:
+    worker.dropoff.failures["session"] = [DestinationParked("delete_refused", "may not delete", "Ask for it.")]
+    worker.run()
+    worker.dropoff.failures["probe"] = [Unavailable("sftp_unreachable", "nobody answers", "See whether it is up.")]
+    probe(worker)
+    parked = worker.ledger.find_parked(worker.dropoff.destination)
+    assert (parked and parked.code) == "delete_refused"
+    assert "may not delete" in worker.task.message
+    assert "the last probe failed: nobody answers" in worker.task.message
+    probe(worker)
+    assert worker.dropoff.probed_for == ["delete_refused"] * 2
+    assert "works again" in worker.task.message
+
+
 def test_a_probe_that_gets_no_connection_leaves_the_reason_as_it_was(worker: Worker) -> None:
     worker.dropoff.failures["session"] = [FULL, Deferred("connections_in_use", "all 2 connections are in use", "")]
     worker.run()
@@ -692,6 +706,18 @@ def test_the_janitor_removes_staging_of_ended_tasks_and_old_staging_of_unknown_o
         run_duty("janitor", worker.ports(), worker.ledger, PARKING, JANITOR)
     assert {task for task, _ in worker.dropoff.staging} == {running.task_id, "stranger"}
     assert worker.ledger.due_duties(["janitor"]) == []
+
+
+def test_a_folder_that_cannot_be_removed_does_not_keep_the_janitor_from_the_others(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for task in ("foreign", "abandoned"):
+        worker.dropoff.staging[task, 1] = Staging()
+    worker.dropoff.idle_seconds = {"foreign": 4000, "abandoned": 4000}
+    worker.dropoff.failures["clear"] = [DestinationParked("permission_denied", "foreign-1 may not be removed", "Ask.")]
+    run_duty("janitor", worker.ports(), worker.ledger, PARKING, JANITOR)
+    assert list(worker.dropoff.staging) == [("foreign", 1)]
+    assert "foreign-1 may not be removed" in caplog.text
 
 
 def test_the_janitor_leaves_a_parked_destination_alone(worker: Worker) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 from dropoff_place import DropoffPlace, place_on
 from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff.links import Links
+from ncr_upload.adapters.sftp_dropoff.scratch import Ability
 from ncr_upload.application.ports import LocalFile, Previous
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.packages import DeliveredFile
 from packages_on_disk import arriving, write_package
-from servers import SftpServer
+from servers import SftpServer, start_rclone
 
 pytestmark = pytest.mark.anyio
 MEGABYTE = 1024 * 1024
@@ -201,3 +203,64 @@ async def test_every_recorded_time_is_older_than_the_publish(place: DropoffPlace
         marker.touch()
         assert set(staged.mtimes) == set(CONTENTS)
         assert max(staged.mtimes.values()) < int(marker.stat().st_mtime)
+
+
+# --- servers whose links are not what they say
+
+
+@pytest.mark.parametrize("kind", ["no-links", "empty-links"])
+@fault(
+    "SFTP: hard links are answered OK and not made",
+    injector="sftp_program",
+    invariants="LOPR",
+    outcome="one link is tried in a session, and everything is sent",
+)
+async def test_a_server_whose_links_are_not_there_gets_no_more_of_them(
+    asyncssh_server: SftpServer, tmp_path: Path, first: list[LocalFile], kind: str
+) -> None:
+    assert asyncssh_server.control is not None
+    tried = asyncssh_server.control.with_name("links")
+    with place_on(asyncssh_server, tmp_path.name) as place:
+        await place.deliver(first, task="task-1")
+        asyncssh_server.fault(kind)
+        tried.unlink(missing_ok=True)
+        staged, _ = await place.deliver(first, task="task-2")
+        assert staged.linked_files == 0
+        assert place.delivered() == CONTENTS
+        assert tried.read_text().splitlines() == ["link"]
+
+
+async def test_a_server_that_makes_copies_instead_of_links_sends_nothing_again(
+    asyncssh_server: SftpServer, tmp_path: Path, first: list[LocalFile]
+) -> None:
+    with place_on(asyncssh_server, tmp_path.name) as place:
+        await place.deliver(first, task="task-1")
+        for number in range(8):
+            seen = model(place, number).stat()
+            os.utime(model(place, number), (seen.st_atime, seen.st_mtime - 100))
+        assert place.previous is not None
+        place.previous = Previous(
+            "job-1", [replace(file, mtime=int(model(place, 0).stat().st_mtime)) for file in place.previous.files]
+        )
+        for number in range(8):
+            os.utime(model(place, number), (place.previous.files[0].mtime,) * 2)
+        asyncssh_server.fault("copy-links")
+        staged, sent = await place.deliver(first, task="task-2")
+        assert (staged.linked_files, sent <= SESSION_BYTES) == (8, True)
+        assert place.delivered() == CONTENTS
+
+
+@fault(
+    "SFTP: rclone 1.60, which answers that it has linked",
+    injector="Debian's rclone",
+    invariants="LOPR",
+    outcome="noticed at the first link; everything is sent",
+)
+async def test_debians_rclone_is_delivered_to_again(tmp_path: Path, first: list[LocalFile], second: list[LocalFile]) -> None:
+    with start_rclone(tmp_path / "rclone") as server, place_on(server, "place") as place:
+        await place.deliver(first, task="task-1")
+        staged, _ = await place.deliver(second, task="task-2")
+        assert staged.linked_files in (0, 7), "as its version has it"
+        assert place.delivered() == CHANGED
+        report = await place.dropoff().examine()
+        assert (staged.linked_files == 0) == (Ability.LINK in report.failures)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ncr_upload.application.parking import require_open
 from ncr_upload.application.ports import Cleaning, Dropoff, Parking
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,23 @@ def clean(cleaning: Cleaning, parking: Parking, dropoff: Dropoff, options: Janit
 
 async def _clean_staging(cleaning: Cleaning, dropoff: Dropoff, options: JanitorOptions) -> list[str]:
     """Folders of ended tasks, and old ones of tasks this ledger does not know: another installation may deliver there too."""
-    removed = []
+    removed, failures = [], list[DeliveryError]()
     async with dropoff.session() as session:
         left = await session.leftovers()
         task_ids = [each.task_id for each in left if each.task_id is not None]
         ended = await asyncio.to_thread(cleaning.ended_long_ago, task_ids, ENDED_SECONDS)
         for each in left:
             if ended.get(each.task_id or "", each.idle_seconds > options.keep_staging_seconds):
-                await session.clear(each)
-                removed.append(each.name)
+                try:
+                    await session.clear(each)
+                except (DestinationParked, Unavailable) as failure:
+                    if failure.code == "sftp_unreachable":
+                        raise
+                    failures.append(failure)  # the next folder may be one that can be removed
+                else:
+                    removed.append(each.name)
+    if failures and not removed:
+        raise failures[0]
+    for unremoved in failures:
+        log.warning("janitor: a staging folder is left: %s", unremoved)
     return removed

@@ -63,15 +63,17 @@ def probe_destination(parking: Parking, dropoff: Dropoff, options: ParkingOption
         return
     before = parking.find_parked(destination)
     try:
-        asyncio.run(_probe(dropoff))
+        asyncio.run(_probe(dropoff, before.code if before is not None else ""))
     except DeliveryError as error:
         log.debug("destination_still_parked: %s: %s", destination, error.message)
-        problem = _problem(error)
-        if before is not None and isinstance(error, Deferred):  # it was not asked, so the reason is the one that was known
+        problem, found = _problem(error), ""
+        if before is not None and isinstance(error, Deferred | Unavailable):
+            # The server was not asked, or did not answer: what it was parked for may still be so, and must be tried again.
             problem = Problem(before.code, ErrorClass.PARKED.value, before.message, before.next_step)
+            found = f"; the last probe failed: {error.message}" if isinstance(error, Unavailable) else ""
 
         def tell(parked: Parked) -> str:
-            return f"{ErrorClass.PARKED.value}: {tell_parked(parked)}. {parked.next_step} (no attempt counted)"
+            return f"{ErrorClass.PARKED.value}: {tell_parked(parked)}{found}. {parked.next_step} (no attempt counted)"
 
         parking.stay_parked(
             destination,
@@ -88,10 +90,10 @@ def probe_destination(parking: Parking, dropoff: Dropoff, options: ParkingOption
     log.info("destination_recovered: %s; %d jobs go on", message, count)
 
 
-async def _probe(dropoff: Dropoff) -> None:
+async def _probe(dropoff: Dropoff, parked_for: str) -> None:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_SECONDS), dropoff.session() as session:
-            await session.probe()
+            await session.probe(parked_for)
     except TimeoutError:
         raise Unavailable(
             "sftp_unreachable",

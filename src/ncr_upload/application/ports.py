@@ -230,8 +230,9 @@ class Leftover:
 
 
 class DropoffSession(Protocol):
-    async def probe(self) -> None:
-        """Whether a job could deliver now: write a small file into the staging folder and remove it."""
+    async def probe(self, parked_for: str = "") -> None:
+        """Raise why no job could be delivered now: what a delivery does is tried in a scratch folder. `parked_for` is the code
+        of the failure that the destination is parked for: what failed then must work again too."""
 
     async def adopt(self, task_id: str, fence: int) -> None:
         """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence

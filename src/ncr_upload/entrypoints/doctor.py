@@ -21,8 +21,9 @@ class Doubt:
     next_step: str
 
 
-Check = Callable[[], Iterator[str | Doubt]]
-"""Tries one part: yields what is right or doubtful about it, and raises a `DeliveryError` at what is wrong."""
+Check = Callable[[], Iterator[str | Doubt | DeliveryError]]
+"""Tries one part: yields what is right or doubtful about it, or wrong beside other things, and raises a `DeliveryError` at what
+is wrong and ends the check."""
 
 
 class State(StrEnum):
@@ -72,6 +73,8 @@ def _examine_part(part: str, check: Check, found: list[Finding]) -> None:
         for told in check():
             if isinstance(told, Doubt):
                 found.append(Finding(part, State.DOUBTFUL, told.told, next_step=told.next_step))
+            elif isinstance(told, DeliveryError):
+                found.append(Finding(part, State.WRONG, told.message, told.code, told.next_step))
             else:
                 found.append(Finding(part, State.RIGHT, told))
     except DeliveryError as error:

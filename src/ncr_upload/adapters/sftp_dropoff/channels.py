@@ -91,7 +91,7 @@ class Channels:
     async def _start_sftp(self, connection: asyncssh.SSHClientConnection) -> Remote:
         address = self._login.address
         try:
-            channel = await asyncio.wait_for(connection.start_sftp_client(), self._timeout_seconds)
+            channel = await asyncio.wait_for(connection.start_sftp_client(path_errors="surrogateescape"), self._timeout_seconds)
             return Remote(channel, address, self._timeout_seconds)
         except (asyncssh.Error, OSError) as error:
             raise Unavailable(

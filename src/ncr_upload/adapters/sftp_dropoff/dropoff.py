@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import posixpath
 import re
-import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import asyncssh
 
@@ -25,16 +26,32 @@ from ncr_upload.adapters.sftp_dropoff.allowance import Allowance, Limits
 from ncr_upload.adapters.sftp_dropoff.channels import Channels
 from ncr_upload.adapters.sftp_dropoff.links import Links
 from ncr_upload.adapters.sftp_dropoff.login import SftpLogin
-from ncr_upload.adapters.sftp_dropoff.package import STAGING, StagedPackage, check_relative
-from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Failed, Missing, disk_full
+from ncr_upload.adapters.sftp_dropoff.package import StagedPackage, check_relative
+from ncr_upload.adapters.sftp_dropoff.remote import DISK_FULL, Denied, Failed, Missing
+from ncr_upload.adapters.sftp_dropoff.scratch import IN_BASE, PROBE, STAGING, Report, Scratch, find_full_disk
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import Leftover, OnBytes, Previous, Staged
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, Unavailable
+from ncr_upload.domain.errors import DestinationParked, LeaseLost, Unavailable
 
-ROOM_FOR_MORE_BYTES = 1024 * 1024
-PROBE = "probe."
-PROBE_BYTES = 256 * 1024
-_FOLDER = re.compile(r"(?P<task>.+)-(?P<fence>\d+)(?P<state>\.new|\.gone)?")
+CLOCK = PROBE + "clock"
+_FOLDER = re.compile(r"(?P<task>[!-~]+)-(?P<fence>[0-9]{1,18})(?P<state>\.new|\.gone)?")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def concerning_a_job(
+    method: Callable[Concatenate[SftpSession, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SftpSession, P], Coroutine[Any, Any, T]]:
+    """Have the scratch folder judge whether a refusal concerns the destination, which is parked then, or only the job."""
+
+    @wraps(method)
+    async def judged(session: SftpSession, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await method(session, *args, **kwargs)
+        except (Denied, Failed) as failure:
+            raise await session.scratch.judge(failure) from None
+
+    return judged
 
 
 class SftpDropoff:
@@ -70,11 +87,10 @@ class SftpDropoff:
         finally:
             await channels.close()
 
-    async def probe(self) -> tuple[str, ...]:
-        """Probe as a session does; the extensions the server offers."""
+    async def examine(self) -> Report:
+        """Try all that a session may do, in the scratch folder."""
         async with self.session() as session:
-            await session.probe()
-            return session.extensions()
+            return await session.scratch.examine(publish=True)
 
 
 class SftpSession:
@@ -84,31 +100,17 @@ class SftpSession:
         self._channels = channels
         self._remote = channels.first
         self._base = base
+        self.scratch = Scratch(self._remote, base)
         self._fresh: set[str] = set()  # folders that this session has made, and staged nothing into
 
     # --- probing ------------------------------------------------------------------------------------------------
 
-    async def probe(self) -> None:
-        """The file is larger than what a full disk may still take in."""
-        staging = posixpath.join(self._base, STAGING)
-        folder = posixpath.join(staging, PROBE + secrets.token_hex(8))
-        file = posixpath.join(folder, "file")
-        async with self._full_disk_told():
-            await self._remote.make_folders(staging)
-            try:
-                await self._remote.make_folder(folder)
-                await self._remote.write(file, bytes(PROBE_BYTES))
-            except DeliveryError:
-                with suppress(DeliveryError):
-                    await self._remote.remove_tree(folder)
-                raise
-            await self._remote.remove_tree(folder)
-
-    def extensions(self) -> tuple[str, ...]:
-        return self._remote.extensions()
+    async def probe(self, parked_for: str = "") -> None:
+        await self.scratch.probe(parked_for)
 
     # --- ownership ----------------------------------------------------------------------------------------------
 
+    @concerning_a_job
     async def adopt(self, task_id: str, fence: int) -> None:
         """Raises `LeaseLost` when a newer fence has been here."""
         async with self._full_disk_told():
@@ -130,6 +132,7 @@ class SftpSession:
                 if older < fence:
                     await self._remove(_name(task_id, older))
 
+    @concerning_a_job
     async def is_published(self, task_id: str, fence: int) -> bool:
         own = self._path(_name(task_id, fence))
         published = "package" not in await self._remote.entries(own)
@@ -145,6 +148,8 @@ class SftpSession:
     async def leftovers(self) -> list[Leftover]:
         """Whatever else is in the staging folder is not ours, and not listed."""
         staged = {name: attrs for name, attrs in (await self._staged()).items() if _is_ours(name)}
+        with suppress(Missing, Denied):
+            staged[IN_BASE] = await self._remote.stat(self._path(IN_BASE))
         now = await self._read_clock() if staged else 0.0
         return [
             Leftover(
@@ -162,14 +167,17 @@ class SftpSession:
             await self._remove(leftover.name)
 
     async def _read_clock(self) -> float:
-        """The server's, by the time of a folder that was just made; 0 where it does not tell."""
-        name = PROBE + secrets.token_hex(8)
-        await self._remote.make_folder(self._path(name))
+        """The server's, by the time of a folder that was just made; 0 where it does not tell. Where nothing may be deleted, the
+        time is that of the first call: then nothing there is old, nor could be cleared."""
+        clock = self._path(CLOCK)
+        with suppress(Denied):
+            await self._remote.remove_tree(clock)
+        await self._remote.make_folders(clock)
         try:
-            made = (await self._staged()).get(name)
-            return float(made.mtime or 0) if made else 0.0
+            return float((await self._remote.stat(clock)).mtime or 0)
         finally:
-            await self._remote.remove_tree(self._path(name))
+            with suppress(Denied):
+                await self._remote.remove_tree(clock)
 
     async def _idle_seconds(self, name: str, own_mtime: float, now: float) -> float:
         """Every file comes to its place by way of `parts`, so what is below `package` need not be looked through."""
@@ -248,10 +256,13 @@ class SftpSession:
             return {}
 
     def _path(self, name: str) -> str:
+        if name == IN_BASE:
+            return self.scratch.in_base
         return posixpath.join(self._base, STAGING, name)
 
     # --- publishing ---------------------------------------------------------------------------------------------
 
+    @concerning_a_job
     async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
         check_relative(job_id, one_segment=True)
         own = self._path(_name(task_id, fence))
@@ -281,6 +292,7 @@ class SftpSession:
 
     # --- staging ------------------------------------------------------------------------------------------------
 
+    @concerning_a_job
     async def stage(
         self,
         task_id: str,
@@ -305,18 +317,17 @@ class SftpSession:
 
     @asynccontextmanager
     async def _full_disk_told(self) -> AsyncIterator[None]:
-        """OpenSSH says only that it failed; the free space tells whether that is why."""
         try:
             yield
         except Failed as failure:
-            free = await self._remote.free_room(self._base)
-            if free is None or (free.size >= ROOM_FOR_MORE_BYTES and free.files > 0):
+            full = await find_full_disk(self._remote, self._base, failure)
+            if full is None:
                 raise
-            raise disk_full(failure.message, f"{free.size} bytes and {free.files} files are free") from None
+            raise full from None
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(PROBE) or _FOLDER.fullmatch(name) is not None
+    return (name.startswith(PROBE) and name.isprintable()) or _FOLDER.fullmatch(name) is not None
 
 
 def _fences(task_id: str, staged: Iterable[str]) -> list[int]:

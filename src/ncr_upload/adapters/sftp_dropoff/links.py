@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 from collections.abc import Container
 
-from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Remote, Seen, Tree, at_most
+import asyncssh
+from asyncssh import FILEXFER_TYPE_SYMLINK
+
+from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Act, Missing, Remote, Seen, Tree, at_most
 from ncr_upload.application.ports import Previous
 from ncr_upload.domain.errors import DestinationParked, Unavailable
 from ncr_upload.domain.packages import PackageFile
@@ -22,20 +26,27 @@ class Links:
         self._known = previous.files if previous is not None and EXTENSION in remote.extensions() else ()
         self._folder = posixpath.join(base, previous.job_id) if previous is not None else ""
         self._sources: dict[tuple[str, int], tuple[str, int]] = {}
+        self._first = asyncio.Lock()
+        self._trusted: bool | None = None
+        self._shown: dict[str, tuple[int, int]] = {}
+        self._copies: set[str] = set()
 
     async def look(self) -> None:
         """See what is still there as it was delivered."""
         if not self._known:
             return
         folders = {posixpath.dirname(file.target) for file in self._known} - {""}
-        there = (await self._remote.tree(self._folder, folders)).files
+        there = (await self._remote.tree(self._folder, folders, skip_denied=True)).files
         for file in self._known:
             if there.get(file.target) == Seen(file.size, file.mtime):
                 path = posixpath.join(self._folder, file.target)
                 self._sources[file.sha256, file.size] = (path, file.mtime)
+                self._shown[path] = (file.size, file.mtime)
 
     def find(self, file: PackageFile) -> tuple[str, int] | None:
         """Where the same content is, and since when."""
+        if self._trusted is False:
+            return None
         return self._sources.get((file.sha256, file.size))
 
     def has_size(self, size: int) -> bool:
@@ -43,16 +54,47 @@ class Links:
         return any(known == size for _, known in self._sources)
 
     async def link(self, source: str, to: str) -> bool:
-        """False where the server will not: links are forbidden there, the file is gone, or has as many names as it may."""
+        """Return whether the file has its second name, and that was seen. The first link goes alone: a server whose links are
+        not there, though it says so, gets no more of them."""
+        async with self._first:
+            if self._trusted is None:
+                linked = await self._link(source, to)
+                self._trusted = self._trusted is None
+                return linked
+        return self._trusted and await self._link(source, to)
+
+    def is_copy(self, to: str) -> bool:
+        """Return whether the server copied the file instead: it has a time of its own, and nobody else writes into it."""
+        return to in self._copies
+
+    async def _link(self, source: str, to: str) -> bool:
+        """False where links are forbidden, the file is gone or has all the names it may have, or its link is not as it is."""
         try:
-            await self._remote.ask(f"link {to}", self._remote.channel.link(source, to))
+            await self._remote.ask(Act.of("link", to), self._remote.channel.link(source, to))
+            size, mtime = self._shown.get(source, (-1, 0))
+            found = await see_link(self._remote, to, size)
+            if found is not None and found.mtime == mtime:
+                return True
+            if found is not None and (await self._remote.stat(source)).mtime == mtime:
+                self._copies.add(to)
+                return True
+            self._trusted = self._trusted if found is not None else False
+            await self._remote.remove_files([to])
         except Unavailable as failure:
             if failure.code == "sftp_unreachable":
                 raise
-            return False
         except DestinationParked:
-            return False
-        return True
+            pass
+        return False
+
+
+async def see_link(remote: Remote, path: str, size: int) -> asyncssh.SFTPAttrs | None:
+    """Return what is there under the name that a server says it has linked; None unless it is a file of that size."""
+    try:
+        found = await remote.stat(path)
+    except Missing:
+        return None
+    return found if found.size == size and found.type != FILEXFER_TYPE_SYMLINK else None
 
 
 async def settle_times(remote: Remote, package: str, tree: Tree, linked: Container[str]) -> dict[str, int]:

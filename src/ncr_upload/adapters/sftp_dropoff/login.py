@@ -79,6 +79,7 @@ async def connect(login: SftpLogin, timeout_seconds: float) -> asyncssh.SSHClien
                 login_timeout=timeout_seconds,
                 keepalive_interval=max(1.0, timeout_seconds / KEEPALIVES),
                 keepalive_count_max=KEEPALIVES,
+                utf8_decode_errors="backslashreplace",
             )
     except (asyncssh.Error, OSError, ValueError) as error:
         raise _class_of(error, login, watch) from None

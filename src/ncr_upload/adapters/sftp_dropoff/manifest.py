@@ -9,7 +9,7 @@ import secrets
 from contextlib import suppress
 from typing import NamedTuple
 
-from ncr_upload.adapters.sftp_dropoff.remote import Missing, Remote
+from ncr_upload.adapters.sftp_dropoff.remote import Denied, Missing, Remote
 
 GROUP_SECONDS = 0.5
 """So long finished files are collected for one manifest, as long as more files are to come."""
@@ -46,7 +46,7 @@ class Manifest:
             content = json.loads(await remote.read(_path(own)))
             linked = content.pop(LINKED, {})
             written = {target: Entry(sha256, linked.get(target)) for target, sha256 in content.items()}
-        except (Missing, ValueError, AttributeError):
+        except (Missing, Denied, ValueError, AttributeError):
             written = {}
         return cls(remote, own, written)
 

@@ -8,18 +8,20 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 
+from asyncssh import FILEXFER_TYPE_DIRECTORY
+
 from ncr_upload.adapters.sftp_dropoff.channels import Channels, Place
 from ncr_upload.adapters.sftp_dropoff.links import Links, settle_times
 from ncr_upload.adapters.sftp_dropoff.manifest import Entry, Manifest
 from ncr_upload.adapters.sftp_dropoff.queue import Queue
-from ncr_upload.adapters.sftp_dropoff.remote import Failed, Tree, start
+from ncr_upload.adapters.sftp_dropoff.remote import Failed, Tree, escaped, start
+from ncr_upload.adapters.sftp_dropoff.scratch import STAGING
 from ncr_upload.adapters.sftp_dropoff.track import ALL_BYTES, LINK_BYTES, Flow, Track
 from ncr_upload.adapters.sftp_dropoff.upload import SPLIT_BYTES, WIDE_WINDOW_BYTES, WINDOW_BYTES, Differs, Part, Upload
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, OnBytes, Staged
 from ncr_upload.domain.errors import Rejected, Unavailable
 
-STAGING = ".ncr-staging"
 WIDE = ".wide"
 """Ends the names of parts that are written with the wide window."""
 EARLY = ".early"
@@ -101,7 +103,7 @@ class StagedPackage:
             self._remote.entries(posixpath.join(self._own, "parts")),
         )
         self._made = {"", *self._there.folders}
-        self._parts = {name: attrs.size or 0 for name, attrs in parts.items()}
+        self._parts = {name: attrs.size or 0 for name, attrs in parts.items() if attrs.type != FILEXFER_TYPE_DIRECTORY}
         self._cut_off = any(name.endswith((WIDE, EARLY)) for name in parts)
         return set(self._there.files)
 
@@ -209,9 +211,13 @@ class StagedPackage:
         target = local.file.target
         await self._manifest.cover(target)
         await self._make_folder(posixpath.dirname(target))
-        if not await self._previous.link(source, posixpath.join(self._package, target)):
+        to = posixpath.join(self._package, target)
+        if not await self._previous.link(source, to):
             self._send_later(local, group)
             return
+        if self._previous.is_copy(to):
+            self._manifest.note(target, Entry(local.file.sha256))
+            await self._manifest.cover(target)
         self._linked_files += 1
         self._linked_bytes += local.file.size
         self._on_bytes(local.file.size)
@@ -345,7 +351,7 @@ class StagedPackage:
             if path in wanted and entry is not None and entry.linked_mtime not in (None, seen.mtime):
                 raise Unavailable(
                     "staged_differs",
-                    f"{self._remote.address}: the delivered {path} was changed while it was being linked",
+                    f"{self._remote.address}: the delivered {escaped(path)} was changed while it was being linked",
                     "It is uploaded again.",
                 )
         differing = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
@@ -353,7 +359,7 @@ class StagedPackage:
             first = differing[0]
             raise Unavailable(
                 "staged_differs",
-                f"{self._remote.address}: {first} (of {len(differing)} such) was staged with "
+                f"{self._remote.address}: {escaped(first)} (of {len(differing)} such) was staged with "
                 f"{found.get(first)} bytes, not {wanted.get(first)}",
                 "It is uploaded again.",
             )
@@ -384,7 +390,17 @@ def _parents(target: str) -> list[str]:
 def check_relative(path: str, one_segment: bool = False) -> None:
     """The domain has refused such paths already; this is the last gate before the partner's disk."""
     segments = path.split("/")
-    if any(segment in ("", ".", "..", STAGING) for segment in segments) or "\0" in path or (one_segment and len(segments) > 1):
+    unsafe = any(segment in ("", ".", "..", STAGING) for segment in segments) or "\0" in path
+    if unsafe or (one_segment and len(segments) > 1) or not _is_utf8(path):
         raise Rejected(
             "path_refused", f"{path!r} is no place for a delivery", "Correct the job's files or id, then submit again."
         )
+
+
+def _is_utf8(path: str) -> bool:
+    """Return whether it has a form in UTF-8: what is kept of foreign bytes has none, and names no file of ours."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

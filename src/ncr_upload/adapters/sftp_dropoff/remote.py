@@ -21,9 +21,40 @@ from ncr_upload.adapters.sftp_dropoff.wire import Wire
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
 MAX_REQUESTS = 128
+MAX_READ_BYTES = 64 * 1024 * 1024
 DISK_FULL = "disk_full"
 FULL = re.compile(r"no space|disk full|disk quota|quota exceeded|not enough space", re.IGNORECASE)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What was asked of the server: its name in a message, the kind of operation, and the paths concerned."""
+
+    told: str
+    verb: str
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, verb: str, path: str, to: str | None = None) -> Act:
+        return cls(f"{verb} {path}" + (f" to {to}" if to is not None else ""), verb, (path,) if to is None else (path, to))
+
+    def __str__(self) -> str:
+        return escaped(self.told)
+
+
+def escaped(text: str) -> str:
+    """Return `text` as it may be stored and printed: bytes that are not UTF-8, and control characters, become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # one byte, as `surrogateescape` keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 class Missing(Unavailable):
@@ -32,6 +63,14 @@ class Missing(Unavailable):
 
 class Failed(Unavailable):
     """The server said no without saying why (SFTP version 3 has one code for most things)."""
+
+    act: Act | None = None
+
+
+class Denied(DestinationParked):
+    """The server refused one operation. Whether that concerns the destination or one job, `scratch` finds out."""
+
+    act: Act | None = None
 
 
 class Seen(NamedTuple):
@@ -68,7 +107,7 @@ class Remote:
         self.round_trip_seconds = math.inf
         self._closing: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+    async def ask(self, doing: str | Act, request: Coroutine[Any, Any, T]) -> T:
         """The request must end at once when it is cancelled: one that closes a handle then would wait for a silent server."""
 
         async def within() -> T:
@@ -77,7 +116,7 @@ class Remote:
 
         return await self._answered(doing, within())
 
-    async def _answered(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+    async def _answered(self, doing: str | Act, request: Coroutine[Any, Any, T]) -> T:
         """What has a time-out already."""
         asked = time.monotonic()
         try:
@@ -87,9 +126,16 @@ class Remote:
         except (asyncssh.Error, OSError) as error:
             raise self.class_of(error, doing) from None
 
-    def class_of(self, error: BaseException, doing: str) -> DeliveryError:
+    def class_of(self, error: BaseException, doing: str | Act) -> DeliveryError:
         """The one table from a server's answers to our errors."""
+        failure = self._class_of(error, doing)
+        if isinstance(failure, Failed | Denied):
+            failure.act = doing if isinstance(doing, Act) else Act(doing, doing.partition(" ")[0])
+        return failure
+
+    def _class_of(self, error: BaseException, doing: str | Act) -> DeliveryError:
         said = re.sub(r"[^ -~]+", " ", str(error))[:200]
+        doing = str(doing) if isinstance(doing, Act) else escaped(doing)
         what = f"{self.address} failed to {doing}"
         match error:
             case asyncssh.SFTPConnectionLost() | asyncssh.SFTPNoConnection():
@@ -97,7 +143,7 @@ class Remote:
             case asyncssh.SFTPNoSuchFile() | asyncssh.SFTPNoSuchPath():
                 return Missing("sftp_missing", f"{what}: no such file or folder", "It is tried again.")
             case asyncssh.SFTPPermissionDenied() | asyncssh.SFTPWriteProtect():
-                return DestinationParked(
+                return Denied(
                     "permission_denied", f"{what}: permission denied", "Ask the partner to let the login write there."
                 )
             case asyncssh.SFTPError() if isinstance(
@@ -121,17 +167,17 @@ class Remote:
         return True
 
     async def size(self, path: str) -> int:
-        return (await self.ask(f"look at {path}", self.channel.lstat(path))).size or 0
+        return (await self.stat(path)).size or 0
+
+    async def stat(self, path: str) -> asyncssh.SFTPAttrs:
+        """Return what the server shows of it; a link is not followed."""
+        return await self.ask(Act.of("look at", path), self.channel.lstat(path))
 
     async def entries(self, path: str) -> dict[str, asyncssh.SFTPAttrs]:
-        """What is in a folder, by name."""
-        found = await self.ask(f"list {path}", self._read_folder(path))
-        names = {name: attrs for name, attrs in found if name not in (".", "..")}
-        if any("/" in name or "\0" in name for name in names):
-            raise Failed(
-                "sftp_failure", f"{self.address} lists names with '/' in {path}", "Ask the partner to look at their server."
-            )
-        return names
+        """Return what is in a folder, by name. Bytes that are not UTF-8 are kept by `surrogateescape`. A name that no path can
+        lead to (it is empty, or holds '/' or NUL) is left out."""
+        found = await self.ask(Act.of("list", path), self._read_folder(path))
+        return {name: attrs for name, attrs in found if name not in ("", ".", "..") and not {"/", "\0"} & set(name)}
 
     async def _read_folder(self, path: str) -> list[tuple[str, asyncssh.SFTPAttrs]]:
         """As asyncssh reads it, but that nobody waits for the handle to be closed."""
@@ -161,24 +207,26 @@ class Remote:
     async def rename(self, old: str, new: str) -> None:
         """Fails when `new` exists: the plain rename of SFTP version 3, never the POSIX one."""
         compose = self.channel.compose_path
-        await self._answered(f"rename {old} to {new}", self.wire.rename(compose(old), compose(new)))
+        await self._answered(Act.of("rename", old, new), self.wire.rename(compose(old), compose(new)))
 
     async def replace(self, old: str, new: str) -> None:
         """Rename a file over another that may be there: at once where the server has `posix-rename`."""
         if "posix-rename" in self.extensions():
-            await self.ask(f"rename {old} to {new}", self.channel.posix_rename(old, new))
-        else:
+            with suppress(Failed, Denied):  # some offer it, and refuse it all the same
+                await self.ask(Act.of("rename", old, new), self.channel.posix_rename(old, new))
+                return
+        with suppress(Denied):  # it need not be there
             await self._remove(new)
-            await self.rename(old, new)
+        await self.rename(old, new)
 
-    async def open(self, doing: str, path: str, flags: int) -> bytes:
+    async def open(self, doing: str | Act, path: str, flags: int) -> bytes:
         """The handle."""
         return await self._answered(doing, self.wire.open(self.channel.compose_path(path), flags))
 
-    async def close(self, doing: str, handle: bytes) -> None:
+    async def close(self, doing: str | Act, handle: bytes) -> None:
         await self._answered(doing, self.wire.close(handle))
 
-    async def read_at(self, doing: str, handle: bytes, offset: int, count: int) -> bytes:
+    async def read_at(self, doing: str | Act, handle: bytes, offset: int, count: int) -> bytes:
         """Nothing at the end of the file."""
 
         async def read() -> bytes:
@@ -189,15 +237,18 @@ class Remote:
 
         return await self.ask(doing, read())
 
-    async def read(self, path: str) -> bytes:
+    async def read(self, path: str, most: int = MAX_READ_BYTES) -> bytes:
+        """Return its content, or the first `most` bytes of it."""
+
         async def read() -> bytes:
             file = await self.channel.open(path, "rb")
             try:
-                return await file.read()
+                size = (await file.stat()).size or 0
+                return await file.read(min(size, most))
             finally:
                 self._close_later(file.close())
 
-        return await self.ask(f"read {path}", read())
+        return await self.ask(Act.of("read", path), read())
 
     async def write(self, path: str, content: bytes) -> None:
         async def write() -> None:
@@ -205,15 +256,15 @@ class Remote:
             await file.write(content)
             await file.close()  # on a failure the end of the session closes it
 
-        await self.ask(f"write {path}", write())
+        await self.ask(Act.of("write", path), write())
 
     async def set_time(self, path: str, mtime: int) -> None:
-        await self._answered(f"set the time of {path}", self.wire.set_time(self.channel.compose_path(path), mtime))
+        await self._answered(Act.of("set the time of", path), self.wire.set_time(self.channel.compose_path(path), mtime))
 
     async def make_folder(self, path: str) -> None:
         """Make it in its parent, which must be there; it may exist."""
         try:
-            await self.ask(f"make {path}", self.channel.mkdir(path))
+            await self.ask(Act.of("make", path), self.channel.mkdir(path))
         except (Failed, DestinationParked):
             if not await self.exists(path):  # servers have no code of its own for what exists
                 raise
@@ -224,24 +275,26 @@ class Remote:
             await self.make_folders(posixpath.dirname(path))
             await self.make_folder(path)
 
-    async def tree(self, top: str, expected: Iterable[str] = ()) -> Tree:
-        """Links count as files and are not followed. A missing folder is an empty one. Folders that are `expected` are listed
-        at once with the top, instead of after their parents."""
+    async def tree(self, top: str, expected: Iterable[str] = (), *, skip_denied: bool = False) -> Tree:
+        """Links count as files and are not followed. A missing folder is an empty one; so is, with `skip_denied`, one that may
+        not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
         tree = Tree({}, [])
         waiting = {"", *expected}
         seen = set(waiting)
         while waiting:
-            waiting = await self._look_into(top, waiting, tree) - seen
+            waiting = await self._look_into(top, waiting, tree, (Missing, Denied) if skip_denied else (Missing,)) - seen
             seen |= waiting
         tree.folders.sort(key=lambda path: path.count("/"))
         return tree
 
-    async def _look_into(self, top: str, folders: Iterable[str], tree: Tree) -> set[str]:
+    async def _look_into(
+        self, top: str, folders: Iterable[str], tree: Tree, skipped: tuple[type[DeliveryError], ...]
+    ) -> set[str]:
         """Add what is in these folders to the tree; the folders that are in them."""
         found: set[str] = set()
 
         async def look(folder: str) -> None:
-            with suppress(Missing):
+            with suppress(*skipped):
                 for name, attrs in (await self.entries(posixpath.join(top, folder) if folder else top)).items():
                     path = posixpath.join(folder, name)
                     if attrs.type == FILEXFER_TYPE_DIRECTORY:
@@ -267,7 +320,7 @@ class Remote:
 
     async def _remove_folder(self, path: str) -> None:
         with suppress(Missing):
-            await self.ask(f"remove {path}", self.channel.rmdir(path))
+            await self.ask(Act.of("remove", path), self.channel.rmdir(path))
 
     async def remove_tree(self, top: str, expected: Iterable[str] = ()) -> None:
         """Remove a folder and all below it; it may be missing. A file that was being made there meanwhile is found again."""
@@ -284,7 +337,7 @@ class Remote:
 
     async def _remove(self, path: str) -> None:
         try:
-            await self.ask(f"remove {path}", self.channel.remove(path))
+            await self.ask(Act.of("remove", path), self.channel.remove(path))
         except Missing:
             return
 
@@ -297,7 +350,7 @@ class Remote:
     async def free_room(self, path: str) -> Room | None:
         """What is free where `path` is; None when the server does not say."""
         try:
-            room = await self.ask(f"tell the free space of {path}", self.channel.statvfs(path))
+            room = await self.ask(Act.of("tell the free space of", path), self.channel.statvfs(path))
         except (Missing, Failed, DestinationParked):
             return None
         counted = bool(room.files)  # some file systems have no limit, and say 0 of 0

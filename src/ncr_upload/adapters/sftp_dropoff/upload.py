@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import asyncssh
 
-from ncr_upload.adapters.sftp_dropoff.remote import Failed, Missing, Remote
+from ncr_upload.adapters.sftp_dropoff.remote import Act, Failed, Missing, Remote
 from ncr_upload.adapters.sftp_dropoff.track import Signal, Track
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, OnBytes
@@ -76,7 +76,7 @@ class Upload:
         self.is_early = part.file.local is None
         self.proven = asyncio.Event()
         self._on_bytes = on_bytes
-        self._doing = f"write {part.file.target}"
+        self._doing = Act(f"write {part.file.target}", "write", (part.path,))
         self._handles: dict[Track, bytes] = {}
         self._started = False
         self._begun = asyncio.Event()
@@ -327,7 +327,7 @@ def _differs(target: str) -> Differs:
     )
 
 
-async def open_part(remote: Remote, part: Part, doing: str) -> tuple[bytes, int]:
+async def open_part(remote: Remote, part: Part, doing: Act) -> tuple[bytes, int]:
     """Its handle, and from where it is to be written. One that is not continued is removed first: a stale worker that
     still writes into it shall not make the new one look longer than it is."""
     offset = part.bytes - part.window_bytes if part.bytes is not None and part.bytes <= part.file.size else 0

@@ -13,11 +13,12 @@ from sqlalchemy import Engine
 
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.redis_status import RedisStatusBoard
+from ncr_upload.adapters.sftp_dropoff import COSTS, NEXT_STEPS
 from ncr_upload.adapters.sql.engine import READ_ONLY, describe_server, place_of, translated_errors
 from ncr_upload.adapters.sql.rows import read_now
 from ncr_upload.adapters.sql.schema import check_own_tables
 from ncr_upload.adapters.sql.studio_tables import find_lasting
-from ncr_upload.domain.errors import Deferred, Rejected, Unavailable
+from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.entrypoints.bootstrap import deliveries
 from ncr_upload.entrypoints.bootstrap.records import check_studio, make_cache, make_engine
 from ncr_upload.entrypoints.doctor import Check, Doubt
@@ -26,6 +27,9 @@ from ncr_upload.entrypoints.settings import Settings
 from ncr_upload.migrations.apply import current_revision, newest_revision
 
 ANSWER_SECONDS = 8.0
+DROPOFF_SECONDS = 11.0
+"""Some twenty round trips, to a server that may be far away."""
+
 CLOCK_DOUBT_SECONDS = 5.0
 CLOCK_WRONG_SECONDS = 300.0
 LITTLE_DISK_BYTES = 2 * 1024**3
@@ -178,13 +182,20 @@ def _check_validator(settings: Settings) -> Iterator[str | Doubt]:
     yield f"the validator at {validator.url} answers and did not refuse the key ({status} to a request without a package)"
 
 
-def _check_dropoff(settings: Settings) -> Iterator[str | Doubt]:
+def _check_dropoff(settings: Settings) -> Iterator[str | Doubt | DeliveryError]:
     patient = settings.model_copy(update={"sftp_timeout_seconds": min(settings.sftp_timeout_seconds, ANSWER_SECONDS)})
-    offered = bounded("sftp", deliveries.make_dropoff(patient).probe, ANSWER_SECONDS)()
+    report = bounded("sftp", deliveries.make_dropoff(patient).examine, DROPOFF_SECONDS)()
     place = f"{settings.sftp_host}:{settings.sftp_port}"
     yield f"{place} shows the pinned host key and takes the login of {settings.sftp_username!r}"
-    yield f"a file could be written and removed below {settings.sftp_base_dir}"
-    yield f"extensions: {', '.join(offered) or 'none (none is needed)'}"
+    if works := report.works():
+        yield f"the login may do below {settings.sftp_base_dir}: {', '.join(works)}"
+    for ability in report.failures:
+        failure = report.refusal(ability)
+        if ability in COSTS:
+            yield Doubt(f"{ability.value} is refused ({failure.message}): {COSTS[ability]}", NEXT_STEPS[ability])
+        else:
+            yield type(failure)(failure.code, f"{ability.value} is refused: {failure.message}", failure.next_step)
+    yield f"extensions: {', '.join(report.extensions) or 'none (none is needed)'}"
 
 
 def _check_work_dir(settings: Settings) -> Iterator[str | Doubt]:
