@@ -7,7 +7,9 @@ import logging
 from dataclasses import dataclass
 
 from ncr_upload.application.parking import require_open
-from ncr_upload.application.ports import Cleaning, Dropoff, Parking
+from ncr_upload.application.pipeline import PREVIOUS_KEPT
+from ncr_upload.application.ports import Cleaning, Dropoff, Parking, Successor
+from ncr_upload.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,17 @@ async def _clean_staging(cleaning: Cleaning, dropoff: Dropoff, options: JanitorO
         task_ids = [each.task_id for each in left if each.task_id is not None]
         ended = await asyncio.to_thread(cleaning.ended_long_ago, task_ids, ENDED_SECONDS)
         for each in left:
-            if ended.get(each.task_id or "", each.idle_seconds > options.keep_staging_seconds):
-                await session.clear(each)
-                removed.append(each.name)
+            if not ended.get(each.task_id or "", each.idle_seconds > options.keep_staging_seconds):
+                continue
+            successor = Successor.UNKNOWN
+            if each.task_id is not None:
+                successor = await asyncio.to_thread(cleaning.find_successor, each.task_id)
+            try:
+                await session.clear(each, successor)
+            except Unavailable as failure:
+                if failure.code != PREVIOUS_KEPT:
+                    raise
+                log.warning("janitor: %s", failure)
+                continue
+            removed.append(each.name)
     return removed
