@@ -12,6 +12,11 @@ The word in the file CONTROL says how:
     no-continue       a file that exists is not opened for writing, unless it is emptied
     in-order          a write that does not begin at the end of the file fails, as where files are objects in a store
     squat             somebody else makes the final folder just before the next rename out of staging
+    copy WHICH STOPS DELETES SECONDS ANSWER
+                      folders are renamed by copying their files, each in SECONDS. WHICH: `all` renames of folders, or only the
+                      next one that is `aside` (a delivery into staging), `publish` (out of staging) or `adopt` (a staging
+                      folder). After STOPS files (-1: never) it breaks off with "Failure"; it DELETES the source's files
+                      `each`, at the `end` or `never`. ANSWER `no` says "Failure" though all went well
 """
 
 from __future__ import annotations
@@ -20,12 +25,14 @@ import asyncio
 import errno
 import os
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
 import asyncssh
 from asyncssh.sftp import SFTPServerHandler
 
 ROOT, HOST_KEY, CONTROL, USER, PASSWORD = sys.argv[1:6]
+COPYING: set[asyncio.Task[None]] = set()
 LARGE_BYTES = 4096
 ERRNO = {"no-space": errno.ENOSPC, "quota": errno.EDQUOT}
 
@@ -67,8 +74,15 @@ class Files(asyncssh.SFTPServer):
             raise asyncssh.SFTPPermissionDenied("no")
         super().mkdir(path, attrs)
 
-    def rename(self, oldpath: bytes, newpath: bytes) -> None:
+    def rename(self, oldpath: bytes, newpath: bytes) -> Awaitable[None] | None:  # type: ignore[override]
         name = fault()
+        old, new = (Path(os.fsdecode(self.map_path(path))) for path in (oldpath, newpath))
+        if name.startswith("copy ") and old.is_dir():
+            which, *how = name.split()[1:]
+            if which in ("all", _kind_of(oldpath, newpath)):
+                if which != "all":
+                    Path(CONTROL).write_text("")
+                return copy_folder(old, new, *how)
         publishes = oldpath.endswith(b"/package") and b".ncr-staging" not in newpath
         sets_aside = b".ncr-staging" not in oldpath and b"/previous/" in newpath
         if publishes and name == "refuse-publish":
@@ -81,6 +95,53 @@ class Files(asyncssh.SFTPServer):
         super().rename(oldpath, newpath)
         if (publishes and name == "cut-after-publish") or (sets_aside and name == "cut-after-aside"):
             self._cut()
+        return None
+
+
+def _kind_of(old: bytes, new: bytes) -> str:
+    if b".ncr-staging" not in old:
+        return "aside"
+    return "adopt" if b".ncr-staging" in new else "publish"
+
+
+async def copy_folder(old: Path, new: Path, stops: str, deletes: str, seconds: str, answer: str) -> None:
+    """It goes on when the client is gone."""
+    copying = asyncio.create_task(_copy(old, new, int(stops), deletes, float(seconds)))
+    COPYING.add(copying)
+    await asyncio.shield(copying)
+    if answer == "no":
+        raise asyncssh.SFTPFailure("Failure")
+
+
+def _make_folders(old: Path, new: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and files that are to be copied."""
+    paths = sorted(old.rglob("*"))
+    folders = [path.relative_to(old) for path in paths if path.is_dir()]
+    for folder in [Path(), *folders]:
+        (new / folder).mkdir(parents=True, exist_ok=True)
+    return folders, [path.relative_to(old) for path in paths if path.is_file()]
+
+
+async def _copy(old: Path, new: Path, stops: int, deletes: str, seconds: float) -> None:
+    """As a server whose storage knows no folders: what is at the target already is merged with."""
+    folders, files = _make_folders(old, new)
+    for count, path in enumerate(files):
+        if count == stops:
+            raise asyncssh.SFTPFailure("Failure")
+        content = (old / path).read_bytes()
+        (new / path).write_bytes(content[: len(content) // 2])
+        await asyncio.sleep(seconds)
+        (new / path).write_bytes(content)
+        if deletes == "each":
+            (old / path).unlink()
+    if deletes == "never":
+        return
+    for count, path in enumerate(files):
+        if len(files) + count == stops:
+            raise asyncssh.SFTPFailure("Failure")
+        (old / path).unlink(missing_ok=True)
+    for folder in reversed([Path(), *folders]):
+        (old / folder).rmdir()
 
 
 class Login(asyncssh.SSHServer):

@@ -69,9 +69,7 @@ class Disk:
         self.places[move.new][move.path] = source.pop(move.path)
 
     def has(self, owner: str, sizes: dict[str, int], *places: Place) -> bool:
-        return all(
-            any(self.places[place].get(path) == (owner, size) for place in places) for path, size in sizes.items()
-        )
+        return all(any(self.places[place].get(path) == (owner, size) for place in places) for path, size in sizes.items())
 
     def assert_nothing_lost(self) -> None:
         assert self.has("new", self.new, Place.PACKAGE, Place.FINAL)
@@ -136,7 +134,11 @@ def test_states_between_two_whole_renames_are_decided_at_once() -> None:
     record = PublishRecord("job", new, old)
     untouched, aside, done = Listing(new, old, {}), Listing(new, {}, old), Listing({}, new, old)
     assert all(is_decided(record, seen) for seen in (untouched, aside, done))
-    assert [plan_settlement(record, seen, may_finish=True).published for seen in (untouched, aside, done)] == [False, False, True]
+    assert [plan_settlement(record, seen, may_finish=True).published for seen in (untouched, aside, done)] == [
+        False,
+        False,
+        True,
+    ]
     for broken in (Listing(new, {"S/a": 1}, old), Listing({"S/b": 2}, {"S/a": 1}, old), Listing(new, old, {"S/a": 3})):
         assert not is_decided(record, broken)
 

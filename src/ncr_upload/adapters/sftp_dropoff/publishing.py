@@ -347,7 +347,7 @@ class Publisher:
                 return ""
             raise Missing("sftp_missing", f"{self._remote.address}: {spots.package} is gone", "It is tried again.")
         if blocked:  # by empty folders, as a rule
-            await self._settle(spots, PublishRecord(job_id, {}, None), may_finish=False)
+            await self._settle(spots, PublishRecord(job_id, {}, None), may_finish=False, is_tidied=True)
             replaces = await exists(spots.final)
         if previous is None or replaces != bool(previous):
             record = PublishRecord(job_id, files, await self.list_final(job_id))
@@ -391,7 +391,7 @@ class Publisher:
             if not answered:
                 await self._watch_by_another_channel()
             await self._remote.size(spots.own)
-            settled = await self._settle(spots, record, may_finish=True, is_running=not answered)
+            settled = await self._settle(spots, record, may_finish=True, is_running=not answered, is_tidied=True)
         except Unavailable as error:
             if failure is None or isinstance(error, PublishUnsettled):
                 raise
@@ -430,7 +430,7 @@ class Publisher:
         )
 
     def _tell_undone(self, spots: _Spots, settled: _Settled) -> str:
-        lost = f", but for {len(settled.missing)} files that are nowhere, such as {settled.missing[0]}"
+        lost = f", but for {len(settled.missing)} files that are nowhere: {', '.join(settled.missing[:3])}"
         told = f"the previous delivery, set aside for a package that did not follow, is back in {spots.final}"
         return told + (lost if settled.missing else "")
 
@@ -511,7 +511,9 @@ class Publisher:
         if len(places) > 1:
             self._remote = await self._channels.open(places[1]) or self._remote
 
-    async def _settle(self, spots: _Spots, record: PublishRecord, *, may_finish: bool, is_running: bool = False) -> _Settled:
+    async def _settle(
+        self, spots: _Spots, record: PublishRecord, *, may_finish: bool, is_running: bool = False, is_tidied: bool = False
+    ) -> _Settled:
         """Look until nothing moves, then end what had begun; again, until there is nothing left to move."""
         moves, may_rename_folder, failure = 0, True, None
         for turn in range(TURNS):
@@ -522,7 +524,7 @@ class Publisher:
             seen = _listing(trees)
             plan = plan_settlement(record, seen, may_finish=may_finish)
             if not plan.moves:
-                if moves:
+                if moves or is_tidied or any(tree.folders and not tree.files for tree in trees[1:]):
                     await self._drop_empty(spots, plan.published, trees)
                 return _Settled(plan.published, moves, plan.missing)
             if may_rename_folder and not seen.final and _only_puts_back(plan):
