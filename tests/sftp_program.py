@@ -31,8 +31,9 @@ from pathlib import Path
 import asyncssh
 from asyncssh.sftp import SFTPServerHandler
 
+from folder_copies import copy_folder
+
 ROOT, HOST_KEY, CONTROL, USER, PASSWORD = sys.argv[1:6]
-COPYING: set[asyncio.Task[None]] = set()
 LARGE_BYTES = 4096
 ERRNO = {"no-space": errno.ENOSPC, "quota": errno.EDQUOT}
 
@@ -82,7 +83,8 @@ class Files(asyncssh.SFTPServer):
             if which in ("all", _kind_of(oldpath, newpath)):
                 if which != "all":
                     Path(CONTROL).write_text("")
-                return copy_folder(old, new, *how)
+                stops, deletes, seconds, answer = how
+                return copy_folder(old, new, int(stops), deletes, float(seconds), answers_no=answer == "no")
         publishes = oldpath.endswith(b"/package") and b".ncr-staging" not in newpath
         sets_aside = b".ncr-staging" not in oldpath and b"/previous/" in newpath
         if publishes and name == "refuse-publish":
@@ -102,46 +104,6 @@ def _kind_of(old: bytes, new: bytes) -> str:
     if b".ncr-staging" not in old:
         return "aside"
     return "adopt" if b".ncr-staging" in new else "publish"
-
-
-async def copy_folder(old: Path, new: Path, stops: str, deletes: str, seconds: str, answer: str) -> None:
-    """It goes on when the client is gone."""
-    copying = asyncio.create_task(_copy(old, new, int(stops), deletes, float(seconds)))
-    COPYING.add(copying)
-    await asyncio.shield(copying)
-    if answer == "no":
-        raise asyncssh.SFTPFailure("Failure")
-
-
-def _make_folders(old: Path, new: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and files that are to be copied."""
-    paths = sorted(old.rglob("*"))
-    folders = [path.relative_to(old) for path in paths if path.is_dir()]
-    for folder in [Path(), *folders]:
-        (new / folder).mkdir(parents=True, exist_ok=True)
-    return folders, [path.relative_to(old) for path in paths if path.is_file()]
-
-
-async def _copy(old: Path, new: Path, stops: int, deletes: str, seconds: float) -> None:
-    """As a server whose storage knows no folders: what is at the target already is merged with."""
-    folders, files = _make_folders(old, new)
-    for count, path in enumerate(files):
-        if count == stops:
-            raise asyncssh.SFTPFailure("Failure")
-        content = (old / path).read_bytes()
-        (new / path).write_bytes(content[: len(content) // 2])
-        await asyncio.sleep(seconds)
-        (new / path).write_bytes(content)
-        if deletes == "each":
-            (old / path).unlink()
-    if deletes == "never":
-        return
-    for count, path in enumerate(files):
-        if len(files) + count == stops:
-            raise asyncssh.SFTPFailure("Failure")
-        (old / path).unlink(missing_ok=True)
-    for folder in reversed([Path(), *folders]):
-        (old / folder).rmdir()
 
 
 class Login(asyncssh.SSHServer):
