@@ -9,7 +9,7 @@ import pytest
 
 from fault_table import fault
 from ledgers import Ledger
-from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused, Wanted, Successor
+from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused, Successor, Wanted
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import DeliveredFile, PackageFile
