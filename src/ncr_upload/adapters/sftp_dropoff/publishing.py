@@ -65,11 +65,13 @@ TURNS = 6
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    """How a publish ended, by how many moves, and which files of the previous delivery were nowhere."""
+    """How a publish ended, by how many moves, which files of the previous delivery were nowhere, and whether a rename had
+    broken off."""
 
     published: bool
     moves: int
     missing: tuple[str, ...]
+    broke_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +411,7 @@ class Publisher:
         now = self._tell_undone(spots, settled) if settled.moves else f"nothing was moved; {spots.final} is as it was"
         if isinstance(failure, DestinationParked):
             return DestinationParked(failure.code, f"{said}; {now}", failure.next_step)
-        if isinstance(failure, Missing | Failed) and settled.moves == 0:
+        if isinstance(failure, Missing | Failed) and not (settled.broke_off and settled.moves):
             return Unavailable(
                 "publish_refused",
                 f"{said}; {now}",
@@ -515,10 +517,11 @@ class Publisher:
         self, spots: _Spots, record: PublishRecord, *, may_finish: bool, is_running: bool = False, is_tidied: bool = False
     ) -> _Settled:
         """Look until nothing moves, then end what had begun; again, until there is nothing left to move."""
-        moves, may_rename_folder, failure = 0, True, None
+        moves, may_rename_folder, broke_off, failure = 0, True, is_running, None
         for turn in range(TURNS):
             trees = await self._look(spots)
             if is_running or (turn == 0 and not is_decided(record, _listing(trees))):
+                broke_off = True
                 trees = await self._wait_until_still(lambda: self._look(spots), spots.final)
             is_running = False
             seen = _listing(trees)
@@ -526,7 +529,7 @@ class Publisher:
             if not plan.moves:
                 if moves or is_tidied or any(tree.folders and not tree.files for tree in trees[1:]):
                     await self._drop_empty(spots, plan.published, trees)
-                return _Settled(plan.published, moves, plan.missing)
+                return _Settled(plan.published, moves, plan.missing, broke_off)
             if may_rename_folder and not seen.final and _only_puts_back(plan):
                 may_rename_folder = False
                 await self._remove_empty(trees[1], spots.final)

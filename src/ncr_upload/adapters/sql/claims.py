@@ -104,7 +104,7 @@ class SqlClaims:
         """See `Claims.package_sizes`."""
         query = select(files.c.target, files.c.size).where(files.c.task_id == task_id)
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
-            return dict(connection.execute(query).tuples().all())
+            return {row.target: row.size for row in connection.execute(query)}
 
     @whole_transaction
     def advance(
