@@ -60,6 +60,10 @@ class FaultProxy:
         """Forward everything again, at full speed. Connections that were held silent or lost their answer are reset."""
         self._do("heal")
 
+    def divert(self, port: int) -> None:
+        """Reset the open connections; new ones go to this port of the part's host, until `heal` resets them in their turn."""
+        self._do("divert", port=port)
+
     def refuse(self) -> None:
         """New connections are refused and the open ones reset."""
         self._do("refuse")
@@ -193,7 +197,7 @@ class _Pace:
 
 class _Core:
     def __init__(self, target: Target, port: int) -> None:
-        self._target = target
+        self._target = self._part = target
         self._listener = _bind(port)
         self._listener.listen(256)
         self.port = int(self._listener.getsockname()[1])
@@ -254,6 +258,9 @@ class _Core:
     def _do_heal(self) -> None:
         refused = self._accepting is None
         self.faults = _Faults()
+        if self._target != self._part:
+            self._target = self._part
+            self._do_cut()
         for link in [link for link in self._links if link.doomed]:
             link.reset()
         if refused:
@@ -265,6 +272,10 @@ class _Core:
             self._accepting.cancel()
             self._accepting = None
             self._listener.shutdown(socket.SHUT_RDWR)
+        self._do_cut()
+
+    def _do_divert(self, port: int) -> None:
+        self._target = (self._part[0], port)
         self._do_cut()
 
     def _do_half_open(self) -> None:

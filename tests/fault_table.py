@@ -9,6 +9,7 @@ INVARIANTS = {
     "O": "published once, recorded once",
     "P": "the destination never shows a part of a package",
     "S": "SQL is the truth; Redis may be wiped",
+    "K": "the previous delivery stays until the new one is seen complete",
     "R": "nothing is left behind",
     "A": "the API answers within 3 s",
     "H": "the history says what happened",

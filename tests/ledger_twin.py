@@ -24,6 +24,7 @@ from ncr_upload.application.ports import (
     Memory,
     Page,
     Recording,
+    Successor,
     Wanted,
     WorkerReport,
 )
@@ -302,6 +303,9 @@ class MemoryLedger:
                 if file.mtime is not None
             ]
 
+    def package_sizes(self, task_id: str) -> dict[str, int]:
+        return {file.target: file.size for file in self._rows[task_id].files}
+
     def advance(
         self,
         claim: Claim,
@@ -466,6 +470,23 @@ class MemoryLedger:
 
     def cleaned(self, task_id: str) -> None:
         self._rows[task_id].staging_due_at = None
+
+    def find_successor(self, task_id: str) -> Successor:
+        with self._lock:
+            if task_id not in self._rows:
+                return Successor.UNKNOWN
+            tasks = list(self._rows)
+            job_id = self._rows[task_id].task.job_id
+            since = [self._rows[each] for each in tasks[tasks.index(task_id) :] if self._rows[each].task.job_id == job_id]
+            if any(row.task.status is Status.COMPLETED for row in since):
+                return Successor.DELIVERED
+            return Successor.UNKNOWN if any(row.is_live for row in since) else Successor.NONE
+
+    def note_kept(self, task_id: str, message: str) -> None:
+        with self._lock:
+            row = self._rows[task_id]
+            if row.events[-1].message != message:
+                self._note(row, "kept", "janitor", message)
 
     def ended_long_ago(self, task_ids: Sequence[str], seconds: float) -> dict[str, bool]:
         found = {task_id: self._rows[task_id].task.finished_at for task_id in task_ids if task_id in self._rows}

@@ -14,6 +14,11 @@ The word in the file CONTROL says how:
     no-links, empty-links, copy-links   links are answered OK, and there is nothing, an empty file, or a copy
     odd-names         listings of folders also hold names that no file can have
     squat             somebody else makes the final folder just before the next rename out of staging
+    copy WHICH STOPS DELETES SECONDS ANSWER
+                      folders are renamed by copying their files, each in SECONDS. WHICH: `all` renames of folders, or only the
+                      next one that is `aside` (a delivery into staging), `publish` (out of staging) or `adopt` (a staging
+                      folder). After STOPS files (-1: never) it breaks off with "Failure"; it DELETES the source's files
+                      `each`, at the `end` or `never`. ANSWER `no` says "Failure" though all went well
 """
 
 from __future__ import annotations
@@ -22,11 +27,13 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import asyncssh
 from asyncssh.sftp import SFTPServerHandler
+
+from folder_copies import copy_folder
 
 ROOT, HOST_KEY, CONTROL, USER, PASSWORD = sys.argv[1:6]
 LARGE_BYTES = 4096
@@ -88,8 +95,16 @@ class Files(asyncssh.SFTPServer):
         async for entry in super().scandir(path):
             yield entry
 
-    def rename(self, oldpath: bytes, newpath: bytes) -> None:
+    def rename(self, oldpath: bytes, newpath: bytes) -> Awaitable[None] | None:  # type: ignore[override]
         name = fault()
+        old, new = (Path(os.fsdecode(self.map_path(path))) for path in (oldpath, newpath))
+        if name.startswith("copy ") and old.is_dir():
+            which, *how = name.split()[1:]
+            if which in ("all", _kind_of(oldpath, newpath)):
+                if which != "all":
+                    Path(CONTROL).write_text("")
+                stops, deletes, seconds, answer = how
+                return copy_folder(old, new, int(stops), deletes, float(seconds), answers_no=answer == "no")
         publishes = oldpath.endswith(b"/package") and b".ncr-staging" not in newpath
         sets_aside = b".ncr-staging" not in oldpath and b"/previous/" in newpath
         if publishes and name == "refuse-publish":
@@ -102,6 +117,13 @@ class Files(asyncssh.SFTPServer):
         super().rename(oldpath, newpath)
         if (publishes and name == "cut-after-publish") or (sets_aside and name == "cut-after-aside"):
             self._cut()
+        return None
+
+
+def _kind_of(old: bytes, new: bytes) -> str:
+    if b".ncr-staging" not in old:
+        return "aside"
+    return "adopt" if b".ncr-staging" in new else "publish"
 
 
 class Login(asyncssh.SSHServer):

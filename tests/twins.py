@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ncr_upload.application.arrivals import Arrival, Follower, Turns
-from ncr_upload.application.ports import Fetched, Leftover, ObjectInfo, OnBytes, Previous, Staged, Verdict
+from ncr_upload.application.ports import (
+    AnnouncedPublish,
+    Fetched,
+    Leftover,
+    ObjectInfo,
+    OnBytes,
+    Previous,
+    Staged,
+    Successor,
+    Verdict,
+)
 from ncr_upload.domain.errors import LeaseLost, Rejected, Unavailable
 
 CHUNK_BYTES = 64 * 1024
@@ -142,7 +152,7 @@ class MemoryDropoffSession:
         self._place.probed_for.append(parked_for)
         _fail_if_told(self._place.failures, "probe")
 
-    async def adopt(self, task_id: str, fence: int) -> None:
+    async def adopt(self, task_id: str, fence: int, announced: AnnouncedPublish | None = None) -> str:
         _fail_if_told(self._place.failures, "adopt")
         fences = sorted(other for task, other in self._place.staging if task == task_id)
         if fences and fences[-1] > fence:
@@ -154,6 +164,7 @@ class MemoryDropoffSession:
         for older in fences:
             if older != fence:
                 self._remove(task_id, older)
+        return ""
 
     async def stage(
         self,
@@ -183,16 +194,17 @@ class MemoryDropoffSession:
             del package[target]
         return Staged(len(kept), sum(kept))
 
-    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
+    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> str:
         _fail_if_told(self._place.failures, "publish")
         _check(job_id.replace("/", "//"))  # one segment only
         own = self._own(task_id, fence)
         if own.package is None:
-            return
+            return ""
         if job_id in self._place.deliveries:
             own.previous[job_id] = self._place.deliveries.pop(job_id)
             between()
         self._place.deliveries[job_id], own.package = own.package, None
+        return ""
 
     async def is_published(self, task_id: str, fence: int) -> bool:
         return self._own(task_id, fence).package is None
@@ -201,12 +213,12 @@ class MemoryDropoffSession:
         idle = self._place.idle_seconds
         return [Leftover(f"{task}-{fence}", task, idle.get(task, 0)) for task, fence in self._place.staging]
 
-    async def clear(self, leftover: Leftover) -> None:
+    async def clear(self, leftover: Leftover, successor: Successor = Successor.UNKNOWN) -> None:
         _fail_if_told(self._place.failures, "clear")
         task, _, fence = leftover.name.rpartition("-")
         self._remove(task, int(fence))
 
-    async def discard(self, task_id: str) -> None:
+    async def discard(self, task_id: str, successor: Successor = Successor.NONE) -> None:
         _fail_if_told(self._place.failures, "discard")
         for task, fence in list(self._place.staging):
             if task == task_id:

@@ -37,6 +37,7 @@ def find_job(stack: ChaosStack, observer: Observer, job_id: str, sku: str) -> Fo
         history=len(history),
         delivered=hash_folder(stack.destination.root / job_id),
         published=observer.published(job_id),
+        previous_lost=observer.lost.get(job_id, []),
         partial=[f"{seen.by}: {seen.nearest}" for seen in observer.partial if seen.job_id == job_id],
     )
 

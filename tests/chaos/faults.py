@@ -36,6 +36,8 @@ class Fault:
     make: Make
     databases: Sequence[str] = DATABASES
     needs_disk: bool = False
+    copies: bool = False
+    """Whether the destination cannot rename folders meanwhile, so that nothing can become visible at once."""
 
     @property
     def part(self) -> str:
@@ -392,7 +394,29 @@ def _destination() -> list[Fault]:
         Fault("destination: disk full", _fill_disk, needs_disk=True),
         Fault("destination: permission denied", _deny("")),
         Fault("destination: permission denied in staging", _deny(".ncr-staging")),
+        Fault("sftp: folders are renamed by copying", _copy_folders(breaks_off=False), copies=True),
+        Fault("sftp: renames of folders break off", _copy_folders(breaks_off=True), copies=True),
     ]
+
+
+def _copy_folders(*, breaks_off: bool) -> Make:
+    """Another server on the same folder, for a while. At its end it is killed, perhaps while it copies."""
+
+    async def make(stack: ChaosStack, numbers: random.Random) -> bool:
+        stops = numbers.randint(0, 8) if breaks_off else -1
+        deletes = numbers.choice(("each", "end", "never"))
+        seconds = numbers.choice((0, 0.02, 0.3, 1.5))
+        before = stack.proxies["sftp"].count()["accepted"]
+        async with stack.copying_server(stops, deletes, seconds) as port:
+            stack.proxies["sftp"].divert(port)
+            try:
+                await asyncio.sleep(numbers.uniform(4, 12))
+            finally:
+                met = stack.proxies["sftp"].count()["accepted"] > before
+                stack.proxies["sftp"].heal()
+        return met
+
+    return make
 
 
 async def _fill_disk(stack: ChaosStack, numbers: random.Random) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["lost", "duplicated", "partially_visible", "stuck", "leaked"]
-KINDS: tuple[Kind, ...] = ("lost", "duplicated", "partially_visible", "stuck", "leaked")
+Kind = Literal["lost", "duplicated", "partially_visible", "stuck", "leaked", "previous_lost"]
+KINDS: tuple[Kind, ...] = ("lost", "duplicated", "partially_visible", "stuck", "leaked", "previous_lost")
 ENDED = ("completed", "validation_failed", "failed", "cancelled")
 
 Expected = Literal["delivered", "refused", "missing"]
@@ -29,7 +29,8 @@ class Finding:
 @dataclass
 class Asked:
     """A job as the workload asked for it. `versions`: the hashes of each upload, in order, the next one only after the one
-    before was delivered. `scarce`: attempts may run out, so that a failure is an end like another."""
+    before was delivered. `scarce`: attempts may run out, so that a failure is an end like another. `copied`: the destination
+    copied folders in place of renaming them, so that a part of a package may have been visible for a while."""
 
     job_id: str
     expected: Expected = "delivered"
@@ -38,6 +39,7 @@ class Asked:
     cancelled: set[str] = field(default_factory=set)
     cancel_confirmed: set[str] = field(default_factory=set)
     scarce: bool = False
+    copied: bool = False
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Found:
     delivered: Mapping[str, str] | None
     published: int
     partial: Sequence[str] = ()
+    previous_lost: Sequence[str] = ()
 
 
 def judge_job(asked: Asked, found: Found) -> list[Finding]:
@@ -124,9 +127,11 @@ def _records(found: Found, done: int) -> Iterable[tuple[Kind, str]]:
 
 
 def _at_the_destination(asked: Asked, found: Found, done: int) -> Iterable[tuple[Kind, str]]:
-    for sighting in found.partial:
+    for sighting in found.previous_lost:
+        yield "previous_lost", sighting
+    for sighting in found.partial if not asked.copied else ():
         yield "partially_visible", sighting
-    if found.published > done:
+    if found.published > done and not asked.copied:
         yield "duplicated", f"{found.published} folders were seen at the final name for {done} completed tasks"
     if found.delivered is None:
         if done:

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ SETTLED_EVERY = 100
 """Passes."""
 
 SIGHTINGS_KEPT = 3
+PASSES_LOST = 25
+"""A file that is moved may be missed by one pass, which lists one folder after another; one that is gone, by every one."""
 
 Sizes = Mapping[str, int]
 
@@ -50,6 +53,9 @@ class Observer:
         self._settled: set[str] = set()
         self._passes = 0
         self._lock = threading.Lock()
+        self._whole: dict[str, int] = {}
+        self._missed: dict[str, int] = {}
+        self.lost: dict[str, list[str]] = {}
         self.partial: list[Sighting] = []
         self.listings = {"local": 0, "sftp": 0}
 
@@ -76,6 +82,7 @@ class Observer:
                 self.listings["local"] += 1
                 self._note_folder(job_id, found[0])
                 self.check(job_id, found[1], "local")
+            self.keep(job_id, found[1] if found is not None else {})
 
     def jobs(self, *, settled: bool) -> list[str]:
         with self._lock:
@@ -91,6 +98,23 @@ class Observer:
                 return
             if sum(sighting.job_id == job_id for sighting in self.partial) < SIGHTINGS_KEPT:
                 self.partial.append(Sighting(job_id, by, time.time(), dict(found), _differences(found, allowed)))
+
+    def keep(self, job_id: str, final: Sizes) -> None:
+        """Once a version was whole under the final name, every file of it is there or set aside, until a later one is whole."""
+        with self._lock:
+            allowed, whole = self._allowed[job_id], self._whole.get(job_id)
+        seen = max((number for number, version in enumerate(allowed) if version and final == version), default=-1)
+        if whole is not None and seen < whole:
+            there = [final, *read_set_aside(self._root, job_id)]
+            gone = [path for path, size in allowed[whole].items() if not any(each.get(path) == size for each in there)]
+            self._missed[job_id] = self._missed.get(job_id, 0) + 1 if gone else 0
+            if self._missed[job_id] == PASSES_LOST:
+                told = f"version {whole + 1} was whole, {len(gone)} files of it are nowhere, such as {gone[0]}"
+                self.lost.setdefault(job_id, []).append(f"{told}; no later version has been seen whole")
+        else:
+            self._missed[job_id] = 0
+            if seen >= 0:
+                self._whole[job_id] = seen
 
     def _note_folder(self, job_id: str, inode: int) -> None:
         seen = self._published.setdefault(job_id, [])
@@ -117,6 +141,19 @@ def read_folder(folder: Path) -> tuple[int, dict[str, int]] | None:
     finally:
         os.close(handle)
     return (inode, found) if _inode(folder) == inode else None
+
+
+def read_set_aside(root: Path, job_id: str) -> list[dict[str, int]]:
+    """Every file's size in each folder that a staging folder has set aside for the job."""
+    found = []
+    for folder in root.glob(f".ncr-staging/*/previous/{job_id}"):
+        there = {}
+        for place, _, names in os.walk(folder):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    there[os.path.relpath(f"{place}/{name}", folder)] = os.lstat(f"{place}/{name}").st_size
+        found.append(there)
+    return found
 
 
 def _inode(folder: Path) -> int | None:

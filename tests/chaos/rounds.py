@@ -166,6 +166,8 @@ class Round:
         numbers = random.Random(f"{self._plan.seed}: {self._database}: {number}")
         jobs = draw_jobs(numbers, f"{self._database[0]}{number}", scarce=self._scarce)
         faults = self._deal(stack, numbers, number)
+        for job in jobs:
+            job.asked.copied = any(fault.copies for fault in faults)
         async with httpx.AsyncClient(
             base_url=stack.site.url("api"),
             headers={"X-API-Key": stack.site.credentials.api_key},

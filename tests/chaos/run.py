@@ -10,8 +10,11 @@ destination, in the studio's tables, in the ledger and on the disks against what
   stuck              not ended within the bound after every fault had healed
   leaked             workspaces (not the cache of downloads), staging folders, leases, temporary files, Redis keys without an
                      expiry, once all is quiet
+  previous lost      a delivery that was whole under its final name went, in part or all, before the next one was whole there
 
-It ends with 0 only if all five are 0. The seed is printed first; the same seed gives the same jobs and the same faults at
+Where the destination copies folders in place of renaming them, a part of a package may be visible for a while.
+
+It ends with 0 only if all six are 0. The seed is printed first; the same seed gives the same jobs and the same faults at
 the same places of the schedule (processes keep their own timing, so a rare race may need several runs).
 
   python tests/chaos/run.py                                ten minutes, every database (MySQL where it is)
@@ -69,7 +72,7 @@ def main() -> int:
     return 0 if report["ok"] else 1
 
 
-JUDGED = ("lost", "duplicated", "partially_visible", "stuck", "leaked")
+JUDGED = ("lost", "duplicated", "partially_visible", "stuck", "leaked", "previous_lost")
 
 
 def _parse() -> argparse.Namespace:

@@ -12,6 +12,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -129,6 +130,24 @@ class ChaosStack:
 
     def redis(self) -> Redis:
         return Redis(port=self.site.ports["redis"], password=self.site.credentials.redis_password, socket_timeout=5)
+
+    @asynccontextmanager
+    async def copying_server(self, stops: int, deletes: str, seconds: float) -> AsyncIterator[int]:
+        """A second server on the destination's folder that renames folders by copying (`copying_sftp_program`); its port."""
+        program = Path(__file__).parents[1] / "copying_sftp_program.py"
+        arguments = (str(self.site.host_key_path), str(self.base / "authorized_keys"), self.destination.user)
+        serving = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(program), *arguments, str(stops), deletes, str(seconds)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert serving.stdout is not None
+            line = await asyncio.wait_for(serving.stdout.readline(), 20)
+            yield int(line.decode().rpartition(" ")[2])
+        finally:
+            with suppress(ProcessLookupError):
+                serving.kill()
+            await serving.wait()
 
     def heal(self) -> None:
         """Everything that a fault may have left wrong, made right again."""

@@ -33,12 +33,12 @@ def run(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], 
 @fault(
     "Everything: faults at random, one to three at once",
     injector="tests/chaos: signals, crash points, fault proxies, a small disk, FLUSHALL, locks",
-    invariants="LOPSR",
+    invariants="LOPSKR",
     outcome="every job ends as it must, once, and nothing stays behind",
 )
 def test_under_faults_nothing_is_lost_doubled_half_visible_stuck_or_left_behind(tmp_path: Path) -> None:
     done, report = run(tmp_path, "--databases", "sqlite,postgresql", "--seconds", str(SECONDS))
-    counts = {name: report[name] for name in ("lost", "duplicated", "partially_visible", "stuck", "leaked")}
+    counts = {name: report[name] for name in ("lost", "duplicated", "partially_visible", "stuck", "leaked", "previous_lost")}
     assert (done.returncode, set(counts.values())) == (0, {0}), done.stdout[-8000:]
     assert done.stdout.startswith(f"seed {report['seed']}")
     assert report["trials"] >= 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chaos.judge import Asked, Finding, Found, Leftovers, judge_job, judge_leftovers
-from chaos.observer import Observer, read_folder
+from chaos.observer import PASSES_LOST, Observer, read_folder
 
 VERSION_1 = {"SKU/SKU.glb": "hash-1", "SKU/obj/SKU.obj": "hash-2"}
 VERSION_2 = {"SKU/SKU.glb": "hash-3", "SKU/obj/SKU.obj": "hash-4"}
@@ -131,6 +131,18 @@ def test_whatever_is_left_behind_is_leaked(what: str) -> None:
     assert kinds(judge_leftovers(Leftovers(**{what: ["one"]}))) == {"leaked"}
 
 
+def test_a_previous_delivery_that_is_gone_before_the_new_one_is_whole_is_found_out(asked: Asked, good: Found) -> None:
+    assert kinds(judge_job(asked, replace(good, previous_lost=["version 1 is nowhere"]))) == {"previous_lost"}
+
+
+def test_where_folders_are_copied_a_part_may_be_seen_but_not_in_the_end(asked: Asked, good: Found) -> None:
+    asked.copied = True
+    assert judge_job(asked, replace(good, partial=["a file less"], published=3)) == []
+    half = {"SKU/SKU.glb": "hash-1"}
+    assert kinds(judge_job(asked, replace(good, delivered=half))) == {"partially_visible"}
+    assert kinds(judge_job(asked, replace(good, previous_lost=["nowhere"]))) == {"previous_lost"}
+
+
 # --- the observer ---------------------------------------------------------------------------------------------------------
 
 
@@ -191,3 +203,38 @@ def test_a_folder_renamed_away_while_it_is_read_does_not_count(tmp_path: Path, m
 
     monkeypatch.setattr(os, "fwalk", renamed_first)
     assert read_folder(folder) is None
+
+
+def passes(observer: Observer) -> list[str]:
+    for _ in range(PASSES_LOST + 1):
+        observer.look()
+    return observer.lost.get("job", [])
+
+
+def test_a_delivery_that_is_set_aside_or_replaced_by_a_whole_one_is_not_lost(observer: Observer, tmp_path: Path) -> None:
+    newer = {"SKU/SKU.glb": 9}
+    observer.watch("job", newer)
+    deliver(tmp_path / "job")
+    assert passes(observer) == []
+    aside = tmp_path / ".ncr-staging/task-1/previous/job"
+    aside.parent.mkdir(parents=True)
+    (tmp_path / "job").rename(aside)
+    assert passes(observer) == []
+    deliver(tmp_path / "job", newer)
+    assert passes(observer) == []
+    aside.rename(tmp_path / "removed")
+    assert passes(observer) == []
+
+
+@pytest.mark.parametrize("put", ["nothing", "half of the new one", "a file of another size"])
+def test_a_delivery_that_went_for_less_is_lost(observer: Observer, tmp_path: Path, put: str) -> None:
+    observer.watch("job", {"SKU/SKU.glb": 9, "SKU/obj/SKU.obj": 9})
+    assert passes(observer) == []
+    folder = deliver(tmp_path / "job")
+    assert passes(observer) == []
+    folder.rename(tmp_path / "removed")
+    if put == "half of the new one":
+        deliver(tmp_path / "job", {"SKU/SKU.glb": 9})
+    elif put != "nothing":
+        deliver(tmp_path / "job", {**SIZES, "SKU/SKU.glb": 5})
+    assert len(passes(observer)) == 1

@@ -19,7 +19,7 @@ from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff, SftpLogin
 from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, NotPublished, Unavailable
 from packages_on_disk import arriving, write_package
 from parts import require
 from servers import SftpServer, free_port, start_asyncssh, start_sshd
@@ -373,8 +373,9 @@ async def test_a_publish_that_fails_puts_the_previous_delivery_back(server: Sftp
     await stage_and_publish(open_dropoff(server), files)
     (server.folder / "job-1" / "marker").write_text("the previous one")
     server.fault("refuse-publish")
-    with pytest.raises(Unavailable):
+    with pytest.raises(NotPublished) as refused:
         await stage_and_publish(open_dropoff(server), files, task="second")
+    assert refused.value.cause.code == "publish_refused"
     assert (server.folder / "job-1" / "marker").exists()
     server.fault("")
     await stage_and_publish(open_dropoff(server), files, fence=2, task="second")

@@ -9,7 +9,7 @@ import pytest
 
 from fault_table import fault
 from ledgers import Ledger
-from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused, Wanted
+from ncr_upload.application.ports import AlreadyLive, CancelAnswer, Idempotency, KeyReused, Successor, Wanted
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
 from ncr_upload.domain.jobs import Claim, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.packages import DeliveredFile, PackageFile
@@ -438,3 +438,36 @@ def test_the_files_of_the_last_delivery_are_told_with_the_times_they_had_at_the_
     end(Status.FAILED, PackageFile("k", "S/d", 7, "dd", 1, "e", mtime=3000))
     assert list(ledger.claims.delivered_files("job-1")) == [DeliveredFile("S/b", 5, "bb", 2**33)]
     assert list(ledger.claims.delivered_files("JOB-1")) == []
+
+
+def test_what_was_set_aside_may_go_once_the_task_or_a_later_one_of_its_job_was_delivered(ledger: Ledger) -> None:
+    (first,) = ledger.accept("job-1")
+    assert ledger.cleaning.find_successor(first.task_id) is Successor.UNKNOWN, "it runs"
+    ledger.claims.finish(ledger.claim(first), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    assert ledger.cleaning.find_successor(first.task_id) is Successor.NONE
+    (second,) = ledger.accept("job-1")
+    assert ledger.cleaning.find_successor(first.task_id) is Successor.UNKNOWN, "the later one may be publishing"
+    claim = ledger.uploading(second)
+    ledger.claims.finish(claim, status=Status.COMPLETED, stage=Stage.DONE, message="", problem=None)
+    assert ledger.cleaning.find_successor(first.task_id) is Successor.DELIVERED
+    assert ledger.cleaning.find_successor(second.task_id) is Successor.DELIVERED
+    assert ledger.cleaning.find_successor("never-issued") is Successor.UNKNOWN
+
+
+def test_what_is_kept_at_the_destination_is_said_once_in_the_history(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    ledger.claims.finish(ledger.claim(task), status=Status.FAILED, stage=Stage.LOOKUP, message="", problem=PROBLEM)
+    for _ in range(2):
+        ledger.cleaning.note_kept(task.task_id, "the previous delivery is kept in staging")
+    said = [event.kind for event in ledger.submissions.history(task.task_id)]
+    assert said.count("kept") == 1
+    assert said[-1] == "kept"
+
+
+def test_the_sizes_of_an_announced_package_are_known_to_the_next_attempt(ledger: Ledger) -> None:
+    (task,) = ledger.accept("job-1")
+    assert ledger.claims.package_sizes(task.task_id) == {}
+    package = [PackageFile(f"key/{name}", f"SKU/{name}", size, "a" * 64, 1, "") for name, size in (("a.glb", 3), ("b.png", 0))]
+    claim = ledger.uploading(task)
+    ledger.claims.advance(claim, status=Status.UPLOADING, stage=Stage.PUBLISH, message="", files=package, announce_publish=True)
+    assert ledger.claims.package_sizes(task.task_id) == {"SKU/a.glb": 3, "SKU/b.png": 0}

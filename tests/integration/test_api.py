@@ -236,6 +236,21 @@ def test_a_task_that_is_being_published_or_has_ended_is_not_cancelled(site: Site
     assert_problem(site.http.post(f"/jobs/{NEVER}/cancel"), 404, "task_unknown")
 
 
+def test_a_task_whose_publish_nobody_saw_end_says_so_and_is_cancelled_once_it_did_not_happen(site: Site) -> None:
+    task_id = site.submit()
+    claim = site.claim(task_id)
+    for status in (Status.VALIDATION_PASSED, Status.UPLOADING):
+        site.claims.advance(claim, status=status, stage=Stage.PUBLISH, message="", announce_publish=True)
+    lost = Problem("sftp_unreachable", "transient", "no answer", "It is tried again.")
+    site.claims.put_back(claim, problem=lost, message="", delay_seconds=0, spend_attempt=True)
+    answer = site.http.post(f"/jobs/{task_id}/cancel")
+    assert_problem(answer, 409, "being_published")
+    assert "may be visible" in answer.json()["detail"]
+    claim = site.claim(task_id)
+    site.claims.advance(claim, status=Status.PROCESSING, stage=Stage.LOOKUP, message="", retract_publish=True)
+    assert site.http.post(f"/jobs/{task_id}/cancel").json()["status"] == "cancelling"
+
+
 def test_a_failed_task_is_tried_again_as_a_new_one_that_names_it(site: Site) -> None:
     task_id = site.submit()
     assert_problem(site.http.post(f"/jobs/{task_id}/retry"), 409, "already_running")

@@ -219,7 +219,7 @@ def test_a_publish_that_is_always_refused_leaves_the_previous_delivery(
         if ended.status is Status.FAILED:
             break
         workplace.let_time_pass()
-    assert (ended.status, ended.problem and ended.problem.code) == (Status.FAILED, "sftp_failure"), ended.message
+    assert (ended.status, ended.problem and ended.problem.code) == (Status.FAILED, "publish_refused"), ended.message
     workplace.sweep(ended)
     assert workplace.leftovers() == []
     assert workplace.delivered(job_id) == delivered_before

@@ -16,7 +16,15 @@ from ncr_upload.application.parking import ParkingOptions, park, require_open, t
 from ncr_upload.application.pipeline import Delivery, PipelineOptions, PipelinePorts, make_cache, remove_staging
 from ncr_upload.application.ports import Claims, Duties, StatusBoard, Submissions
 from ncr_upload.application.workspace import remove_workspaces
-from ncr_upload.domain.errors import CancelRequested, DeliveryError, DestinationParked, HandedOver, LeaseLost, Unavailable
+from ncr_upload.domain.errors import (
+    CancelRequested,
+    DeliveryError,
+    DestinationParked,
+    HandedOver,
+    LeaseLost,
+    PublishUnsettled,
+    Unavailable,
+)
 from ncr_upload.domain.jobs import Claim, Problem, Status, Task
 from ncr_upload.domain.parking import Parked
 from ncr_upload.domain.retries import LOOKS, ErrorClass, GiveUp, Retry, RetryLimits, classify, count_attempt, plan_retry
@@ -24,6 +32,9 @@ from ncr_upload.domain.retries import LOOKS, ErrorClass, GiveUp, Retry, RetryLim
 CLEANING_SECONDS = 60.0
 """How long a worker has for removing an ended task's staging before another is sent."""
 
+
+REFUSED = ("sftp_failure", "sftp_missing")
+"""Codes of a server's "no"."""
 
 UNSURE_SECONDS = 15.0
 """When to look again whether an announced publish has happened."""
@@ -171,7 +182,7 @@ def _plan(delivery: Delivery, failure: Exception, error_class: ErrorClass, optio
         random.random(),
         retry_after_seconds=getattr(failure, "retry_after_seconds", None),
     )
-    if isinstance(plan, GiveUp) and delivery.announced_publish:
+    if isinstance(plan, GiveUp) and delivery.announced_publish and not _was_answered(failure):
         # The package may be visible. Not to be given up before an attempt has looked, unless looking itself fails oddly.
         odd = error_class is ErrorClass.UNKNOWN
         if not odd or task.attempt < task.max_attempts + LOOKS:
@@ -180,6 +191,11 @@ def _plan(delivery: Delivery, failure: Exception, error_class: ErrorClass, optio
     if isinstance(plan, Retry) and not plan.spend_attempt and waited > options.parking.park_seconds:
         return GiveUp(f"it has waited {waited / 3600:.1f} hours, longer than PARK_HOURS allows")
     return plan
+
+
+def _was_answered(failure: Exception) -> bool:
+    """Return whether the destination was looked at, or refused to have it done: the next attempt would hear the same."""
+    return isinstance(failure, PublishUnsettled) or getattr(failure, "code", None) in REFUSED
 
 
 def _wait_for_probe(delivery: Delivery, parked: Parked, plan: Retry, options: WorkerOptions) -> Task | None:

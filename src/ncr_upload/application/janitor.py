@@ -7,7 +7,8 @@ import logging
 from dataclasses import dataclass
 
 from ncr_upload.application.parking import require_open
-from ncr_upload.application.ports import Cleaning, Dropoff, Parking
+from ncr_upload.application.pipeline import PREVIOUS_KEPT
+from ncr_upload.application.ports import Cleaning, Dropoff, Parking, Successor
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
 log = logging.getLogger(__name__)
@@ -42,15 +43,22 @@ async def _clean_staging(cleaning: Cleaning, dropoff: Dropoff, options: JanitorO
         task_ids = [each.task_id for each in left if each.task_id is not None]
         ended = await asyncio.to_thread(cleaning.ended_long_ago, task_ids, ENDED_SECONDS)
         for each in left:
-            if ended.get(each.task_id or "", each.idle_seconds > options.keep_staging_seconds):
-                try:
-                    await session.clear(each)
-                except (DestinationParked, Unavailable) as failure:
-                    if failure.code == "sftp_unreachable":
-                        raise
-                    failures.append(failure)  # the next folder may be one that can be removed
+            if not ended.get(each.task_id or "", each.idle_seconds > options.keep_staging_seconds):
+                continue
+            successor = Successor.UNKNOWN
+            if each.task_id is not None:
+                successor = await asyncio.to_thread(cleaning.find_successor, each.task_id)
+            try:
+                await session.clear(each, successor)
+            except (DestinationParked, Unavailable) as failure:
+                if failure.code == "sftp_unreachable":
+                    raise
+                if failure.code == PREVIOUS_KEPT:
+                    log.warning("janitor: %s", failure)
                 else:
-                    removed.append(each.name)
+                    failures.append(failure)  # the next folder may be one that can be removed
+            else:
+                removed.append(each.name)
     if failures and not removed:
         raise failures[0]
     for unremoved in failures:

@@ -22,6 +22,7 @@ from ncr_upload.application.lease import Lease
 from ncr_upload.application.live import LiveStatus
 from ncr_upload.application.parking import require_open
 from ncr_upload.application.ports import (
+    AnnouncedPublish,
     Archiver,
     Catalogue,
     Claims,
@@ -40,12 +41,15 @@ from ncr_upload.application.ports import (
 )
 from ncr_upload.application.workspace import Workspace
 from ncr_upload.domain.admission import AdmissionLimits
-from ncr_upload.domain.errors import CancelRequested, DeliveryError, PackageChanged, Rejected, Unavailable
+from ncr_upload.domain.errors import CancelRequested, DeliveryError, NotPublished, PackageChanged, Rejected, Unavailable
 from ncr_upload.domain.jobs import Claim, Problem, Stage, Status, Task
 from ncr_upload.domain.layout import plan_layout
 from ncr_upload.domain.packages import PackageFile, PlannedFile
 from ncr_upload.domain.retries import ErrorClass
 from ncr_upload.domain.selection import select_files
+
+PREVIOUS_KEPT = "previous_kept"
+"""The code of a clean-up that would have removed the only whole delivery there may be."""
 
 T = TypeVar("T")
 
@@ -102,6 +106,7 @@ class Delivery:
         self.package: Sequence[PackageFile] = ()
         self.staged = Staged(0, 0)
         self.early_bytes = 0
+        self.adopted = ""
         self.began = time.monotonic()
         self.ended: Task | None = None
 
@@ -161,21 +166,20 @@ class Delivery:
         """From the moment the package may be delivered."""
         await uploading
         self.reach("stage:after")
-        await self.publish(destination)
-        await self.record()
+        await self.record(await self.publish(destination))
         await self.clean_up(destination)
 
     async def resume_publish(self) -> bool:
         """If an earlier attempt's publish went through although nobody heard of it: record that, and be done."""
+        announced = AnnouncedPublish(self.task.job_id, await self._call(self.ports.claims.package_sizes, self.task.task_id))
         async with self.ports.dropoff.session() as destination:
             self.lease.check()
-            await destination.adopt(self.task.task_id, self.claim.fence)
+            remark = await destination.adopt(self.task.task_id, self.claim.fence, announced)
             if not await destination.is_published(self.task.task_id, self.claim.fence):
                 message = "the publish that an earlier attempt had announced did not happen"
-                await self._advance(Status.PROCESSING, Stage.LOOKUP, message, retract_publish=True)
-                self.announced_publish = False
+                await self._retract_publish(Status.PROCESSING, Stage.LOOKUP, f"{message}: {remark}" if remark else message)
                 return False
-            await self.record()
+            await self.record(remark)
             await self.clean_up(destination)
             return True
 
@@ -336,12 +340,12 @@ class Delivery:
         """Make the hidden staging folder this attempt's, with what an earlier one staged."""
         self.reach("stage:before")
         self.lease.check()
-        await destination.adopt(self.task.task_id, self.claim.fence)
+        self.adopted = await destination.adopt(self.task.task_id, self.claim.fence)
 
     async def begin_upload(self, downloads: Downloads) -> None:
         """The package as it will be delivered is written down."""
         self.package = files = [local.file for local in downloads.results()]
-        message = f"uploading {len(files)} files, {downloads.size.bytes} bytes"
+        message = f"uploading {len(files)} files, {downloads.size.bytes} bytes" + (f"; {self.adopted}" if self.adopted else "")
         await self._advance(Status.UPLOADING, Stage.UPLOAD, message, files=files, total_bytes=downloads.size.bytes)
         self.live.add_bytes(self.early_bytes)
 
@@ -357,8 +361,8 @@ class Delivery:
         else:
             self.early_bytes += count
 
-    async def publish(self, destination: DropoffSession) -> None:
-        """Make the package visible, whole, by one directory rename."""
+    async def publish(self, destination: DropoffSession) -> str:
+        """Make the package visible, whole, by one directory rename; what is to be said of it, if anything."""
         await self._require_unchanged()
         times = self.staged.mtimes
         message = f"every file is staged{self.staged.remark}; publishing as {self.task.job_id}/{self.task.sku}"
@@ -369,8 +373,20 @@ class Delivery:
         self.announced_publish = True
         self.reach("publish:before")
         self.lease.check()
-        await destination.publish(self.task.task_id, self.claim.fence, self.task.job_id, lambda: self.reach("publish:between"))
+        try:
+            remark = await destination.publish(
+                self.task.task_id, self.claim.fence, self.task.job_id, lambda: self.reach("publish:between")
+            )
+        except NotPublished as failure:
+            await self._retract_publish(Status.UPLOADING, Stage.PUBLISH, f"not published: {failure.message}")
+            raise failure.cause from None
         self.reach("publish:after")
+        return remark
+
+    async def _retract_publish(self, status: Status, stage: Stage, message: str) -> None:
+        """An announced publish has not happened: the attempt counts, and the task can be cancelled again."""
+        await self._advance(status, stage, message, retract_publish=True)
+        self.announced_publish = False
 
     async def _require_unchanged(self) -> None:
         """The last look before the package becomes visible: the studio may have withdrawn the upload meanwhile."""
@@ -383,12 +399,13 @@ class Delivery:
                 "Nothing was delivered. Submit the job again if it is to be delivered as it is now.",
             )
 
-    async def record(self) -> None:
-        """The studio's rows and the ledger's, in one transaction."""
+    async def record(self, remark: str = "") -> None:
+        """The studio's rows and the ledger's, in one transaction. The `remark` tells how the publish came about."""
         assert self.task.sku is not None
         self.reach("record:before")
         rows = self.ports.catalogue.delivered(self.task, self.task.sku)
-        await self._finish(Status.COMPLETED, Stage.DONE, f"delivered as {self.task.job_id}/{self.task.sku}", None, rows)
+        message = f"delivered as {self.task.job_id}/{self.task.sku}" + (f": {remark}" if remark else "")
+        await self._finish(Status.COMPLETED, Stage.DONE, message, None, rows)
         self.reach("record:after")
 
     async def clean_up(self, destination: DropoffSession) -> None:
@@ -445,8 +462,14 @@ def make_cache(ports: PipelinePorts, options: PipelineOptions) -> DownloadCache:
 
 async def remove_staging(task_id: str, dropoff: Dropoff, cleaning: Cleaning) -> None:
     """Remove what an ended task left at the destination: its worker died, or could not reach it. Raises `DeliveryError`."""
+    successor = await asyncio.to_thread(cleaning.find_successor, task_id)
     async with dropoff.session() as destination:
-        await destination.discard(task_id)
+        try:
+            await destination.discard(task_id, successor)
+        except Unavailable as failure:
+            if failure.code == PREVIOUS_KEPT:
+                await asyncio.to_thread(cleaning.note_kept, task_id, f"{failure.message}. {failure.next_step}")
+            raise
     await asyncio.to_thread(cleaning.cleaned, task_id)
 
 

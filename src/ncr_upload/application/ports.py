@@ -229,15 +229,36 @@ class Leftover:
     idle_seconds: float
 
 
+class Successor(StrEnum):
+    """What has come after a package that is no longer wanted."""
+
+    NONE = "none"
+    """Nothing: what it had set aside is put back."""
+    DELIVERED = "delivered"
+    """It was delivered itself, or a later task of its job was: what it had set aside may go."""
+    UNKNOWN = "unknown"
+    """Somebody else may have put what has the final name there: it is not touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedPublish:
+    """What an earlier attempt was about to publish, by the ledger: size of each file, by target."""
+
+    job_id: str
+    files: Mapping[str, int]
+
+
 class DropoffSession(Protocol):
     async def probe(self, parked_for: str = "") -> None:
         """Raise why no job could be delivered now: what a delivery does is tried in a scratch folder. `parked_for` is the code
         of the failure that the destination is parked for: what failed then must work again too."""
 
-    async def adopt(self, task_id: str, fence: int) -> None:
+    async def adopt(self, task_id: str, fence: int, announced: AnnouncedPublish | None = None) -> str:
         """Make the staging folder `{task_id}-{fence}` this attempt's own. One rename takes over what an older fence
-        staged, which also takes it away from any worker that still holds the older fence. A delivery that was renamed
-        aside for a package that did not follow is put back at once."""
+        staged, which also takes it away from any worker that still holds the older fence. A publish that broke off is waited
+        for until nothing moves, then finished file by file if it was `announced`, else undone: a delivery that was set aside
+        for a package that did not follow is put back at once. Return a remark for the history if files were moved. Raises
+        `PublishUnsettled` when the publish can be neither finished nor undone."""
 
     async def stage(
         self,
@@ -254,22 +275,27 @@ class DropoffSession(Protocol):
         A failure of `files` ends it and is raised. When the disk is full, everything staged goes. If it is cancelled, what was
         staged stays for the next attempt, or for `discard`."""
 
-    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> None:
+    async def publish(self, task_id: str, fence: int, job_id: str, between: Callable[[], None]) -> str:
         """Rename the staged package to `{base}/{job_id}`; an existing delivery is first renamed aside, then `between` called.
-        Idempotent for the owner of the fence; for anyone else it fails and changes nothing that is visible."""
+        Return once every file has been listed there, with a remark for the history if files had to be moved one by one.
+        Idempotent for the owner of the fence; for anyone else it fails and changes nothing that is visible.
+
+        Raises `NotPublished` when it has not happened and all is as before, `PublishUnsettled` when a part of it has, and
+        `Unavailable` when nobody can tell."""
 
     async def is_published(self, task_id: str, fence: int) -> bool:
-        """Whether the staged package of this fence has been renamed to its final name (asked after `adopt`, when an
-        earlier attempt had announced a publish and its answer was lost)."""
+        """Return whether every file of the package of this fence is listed under its final name (asked after `adopt`, when
+        an earlier attempt had announced a publish and its answer was lost)."""
 
     async def leftovers(self) -> list[Leftover]:
         """Every staging folder there is, whoever made it."""
 
-    async def clear(self, leftover: Leftover) -> None:
+    async def clear(self, leftover: Leftover, successor: Successor = Successor.UNKNOWN) -> None:
         """Remove that folder, as `discard` does."""
 
-    async def discard(self, task_id: str) -> None:
-        """Remove every staging folder of the task, whatever its fence. Never touches a final folder."""
+    async def discard(self, task_id: str, successor: Successor = Successor.NONE) -> None:
+        """Remove every staging folder of the task, whatever its fence. What was set aside and not replaced is put back first.
+        Raises `Unavailable` ('previous_kept') rather than remove what nothing has replaced."""
 
 
 # --- the studio's database --------------------------------------------------------------------------------------
@@ -442,6 +468,9 @@ class Claims(Protocol):
     def delivered_files(self, job_id: str) -> Sequence[DeliveredFile]:
         """The files of the last completed task of the job, those whose `mtime` is known."""
 
+    def package_sizes(self, task_id: str) -> Mapping[str, int]:
+        """Return the size of each file of the task's package by target, as of the last time it was announced."""
+
     def renew(self, claim: Claim) -> None:
         """Extend the lease from the database's now. Raises `LeaseLost`, `CancelRequested`."""
 
@@ -577,6 +606,12 @@ class Cleaning(Protocol):
 
     def cleaned(self, task_id: str) -> None:
         """The task's staging is gone."""
+
+    def find_successor(self, task_id: str) -> Successor:
+        """Return what has come after the task's package, by its own end and by later tasks of its job."""
+
+    def note_kept(self, task_id: str, message: str) -> None:
+        """Write into the ended task's history what is kept at the destination, unless that is its last line already."""
 
     def ended_long_ago(self, task_ids: Sequence[str], seconds: float) -> dict[str, bool]:
         """Of the tasks this ledger knows, which have ended more than so long ago."""

@@ -3,7 +3,9 @@
     DeliveryError
     ├── Rejected          bad data or a missing thing: terminal, never retried
     ├── Unavailable       a part did not answer or answered nonsense: retried with backoff
-    │   └── PackageChanged a file on this host's disk is not what was downloaded
+    │   ├── PackageChanged a file on this host's disk is not what was downloaded
+    │   └── PublishUnsettled a publish broke off, and the destination lets nobody end it
+    ├── NotPublished      a publish has not happened, by what was seen at the destination; its cause says why
     ├── DestinationParked the destination needs an operator (disk full, host key, login): jobs wait, no attempt spent
     │   └── StillParked   an earlier job found it so; this one has not asked
     ├── Deferred          not enough memory or disk here, now: no attempt spent
@@ -51,6 +53,21 @@ class Unavailable(DeliveryError):
 
 class PackageChanged(Unavailable):
     """A file on this host's disk has other bytes than had arrived."""
+
+
+class PublishUnsettled(Unavailable):
+    """A publish broke off half-way and could be neither finished nor undone. Nothing was removed."""
+
+
+class NotPublished(DeliveryError):
+    """A publish has not happened: the destination was looked at, and what had the final name has it still. `cause` is why."""
+
+    def __init__(self, cause: DeliveryError) -> None:
+        super().__init__(cause.code, cause.message, cause.next_step)
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (NotPublished, (self.cause,))
 
 
 class DestinationParked(DeliveryError):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import posixpath
 import secrets
+from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -52,6 +53,9 @@ class Manifest:
 
     def entry(self, target: str) -> Entry | None:
         return self._written.get(target)
+
+    def targets(self) -> Collection[str]:
+        return self._written.keys()
 
     def linked(self) -> set[str]:
         return {target for target, entry in self._written.items() if entry.linked_mtime is not None}

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from asyncssh import FILEXFER_TYPE_DIRECTORY
 
@@ -66,8 +66,9 @@ class StagedPackage:
         self._linked_files = 0
         self._linked_bytes = 0
 
-    async def stage(self, files: AsyncIterator[Arrival], fresh: bool) -> Staged:
-        """The first failure, of a file's arrival too, stops the rest and is raised. Nothing is there yet when it is `fresh`."""
+    async def stage(self, files: AsyncIterator[Arrival], fresh: bool, beside: Callable[[], Awaitable[None]]) -> Staged:
+        """The first failure, of a file's arrival too, stops the rest and is raised. Nothing is there yet when it is `fresh`.
+        `beside` is awaited while the whole is verified."""
         _, self._left = await asyncio.gather(self._previous.look(), self._look(fresh))
         try:
             async with asyncio.TaskGroup() as group:
@@ -80,8 +81,13 @@ class StagedPackage:
         finally:
             for upload in self._uploads:
                 upload.close()
-        times = await settle_times(self._remote, self._package, await self._verify(), self._manifest.linked())
+        tree, _ = await asyncio.gather(self._verify(), beside())
+        times = await settle_times(self._remote, self._package, tree, self._manifest.linked())
         return Staged(self._kept_files, self._kept_bytes, self._linked_files, self._linked_bytes, times)
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the size of each file that is staged, by target."""
+        return {target: local.file.size for target, local in self._wanted.items()}
 
     def _choose(self, failures: ExceptionGroup[Exception]) -> Exception:
         """The first one; of all that a lost connection has failed, the one that names a file of the package."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -99,6 +99,12 @@ class SqlClaims:
         )
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             return [DeliveredFile(*row) for row in connection.execute(query)]
+
+    def package_sizes(self, task_id: str) -> Mapping[str, int]:
+        """See `Claims.package_sizes`."""
+        query = select(files.c.target, files.c.size).where(files.c.task_id == task_id)
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            return {row.target: row.size for row in connection.execute(query)}
 
     @whole_transaction
     def advance(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Engine, delete, select, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import take_row
-from ncr_upload.adapters.sql.tables import db_now, idempotency, jobs, statement_now
-from ncr_upload.domain.jobs import Status
+from ncr_upload.adapters.sql.rows import read_row, take_row, write_event
+from ncr_upload.adapters.sql.tables import db_now, events, idempotency, jobs, statement_now
+from ncr_upload.application.ports import Successor
+from ncr_upload.domain.jobs import LIVE, Status
+
+JANITOR = "janitor"
 
 IDS_AT_ONCE = 500
 
@@ -50,6 +53,30 @@ class SqlCleaning:
         """See `Cleaning.cleaned`."""
         with translated_errors(self._engine), self._engine.begin() as connection:
             connection.execute(update(jobs).where(jobs.c.task_id == task_id).values(staging_due_at=None))
+
+    def find_successor(self, task_id: str) -> Successor:
+        """See `Cleaning.find_successor`."""
+        own = select(jobs.c.id, jobs.c.job_id, jobs.c.status).where(jobs.c.task_id == task_id).subquery()
+        later = select(own.c.status, jobs.c.status.label("later")).select_from(
+            own.outerjoin(jobs, and_(jobs.c.job_id == own.c.job_id, jobs.c.id > own.c.id))
+        )
+        with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
+            found = {status for row in connection.execute(later) for status in row if status is not None}
+        if Status.COMPLETED.value in found:
+            return Successor.DELIVERED
+        own_or_later_lives = any(status.value in found for status in LIVE)
+        return Successor.UNKNOWN if own_or_later_lives or not found else Successor.NONE
+
+    @whole_transaction
+    def note_kept(self, task_id: str, message: str) -> None:
+        """See `Cleaning.note_kept`."""
+        last = select(events.c.message).where(events.c.task_id == task_id).order_by(events.c.id.desc()).limit(1)
+        with translated_errors(self._engine), self._engine.begin() as connection:
+            row = read_row(connection, task_id)
+            if row is None or connection.execute(last).scalar() == message:
+                return
+            line = {"attempt": row["attempt"], "stage": row["stage"], "kind": "kept", "actor": JANITOR, "message": message}
+            write_event(connection, task_id, **line)
 
     def ended_long_ago(self, task_ids: Sequence[str], seconds: float) -> dict[str, bool]:
         """See `Cleaning.ended_long_ago`."""

@@ -217,7 +217,8 @@ async def job_history(task_id: TaskId, request: Request, api: In) -> dict[str, A
 )
 async def cancel_job(task_id: TaskId, request: Request, api: In) -> dict[str, Any]:
     """Cancel a task that waits, or ask its worker to stop. A task is either cancelled or published, never both: once its
-    package is being published it is too late (409). Asking twice is harmless."""
+    package is being published it is too late (409). A publish that was refused, and changed nothing, can be cancelled again.
+    Asking twice is harmless."""
     known = _is_issued(task_id, request, "task_id")
     answer = await api.ports.lanes.submit.run(lambda: cancel(task_id, api.submits, api.limits)) if known else None
     match answer:
@@ -228,8 +229,9 @@ async def cancel_job(task_id: TaskId, request: Request, api: In) -> dict[str, An
             message = "The worker that has the job stops within seconds; nothing is delivered."
             return {"task_id": task_id, "status": "cancelling", "message": message}
         case CancelAnswer.PUBLISHING:
-            next_step = "Follow the task: it ends within seconds."
-            raise ProblemFound("being_published", "The package is being published.", task_id=task_id, next_step=next_step)
+            view = await queries.read_task(api.ports, task_id)
+            detail, next_step = _tell_publishing(waits=view is not None and view["status"] == "pending")
+            raise ProblemFound("being_published", detail, task_id=task_id, next_step=next_step)
         case CancelAnswer.ENDED:
             next_step = "Nothing to do: see its history."
             raise ProblemFound("already_ended", "The task has already ended.", task_id=task_id, next_step=next_step)
@@ -350,6 +352,19 @@ def _describe(task: Task) -> dict[str, Any]:
         "message": task.message,
         "timestamp": iso_time(task.created_at),
     }
+
+
+def _tell_publishing(*, waits: bool) -> tuple[str, str]:
+    """Say what is known of an announced publish, and what the caller can do."""
+    if waits:
+        return (
+            "The package may be visible: the attempt that published it could not see how that ended.",
+            "Follow the task: the next attempt looks at the destination. If nothing is visible there, cancel again.",
+        )
+    return (
+        "The package is being published.",
+        "Follow the task: it ends within seconds. If its publish is refused, cancel again.",
+    )
 
 
 def _unknown_task(task_id: str) -> ProblemFound:
