@@ -19,6 +19,7 @@ from asyncssh import FILEXFER_TYPE_DIRECTORY
 
 from ncr_upload.adapters.sftp_dropoff.wire import Wire
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+from ncr_upload.domain.text import QUOTE, bound_line
 
 MAX_REQUESTS = 128
 DISK_FULL = "disk_full"
@@ -89,7 +90,7 @@ class Remote:
 
     def class_of(self, error: BaseException, doing: str) -> DeliveryError:
         """The one table from a server's answers to our errors."""
-        said = re.sub(r"[^ -~]+", " ", str(error))[:200]
+        said = bound_line(re.sub(r"[^ -~]+", " ", str(error)), QUOTE)
         what = f"{self.address} failed to {doing}"
         match error:
             case asyncssh.SFTPConnectionLost() | asyncssh.SFTPNoConnection():
