@@ -1,6 +1,6 @@
 """Takes the secrets of this installation out of free text, in every form in which a part may send them back.
 
-Only free text goes through here: messages, reasons, a validator's answer, log lines. Keys, paths, names and manifests stay exact.
+Only free text goes through here: messages, reasons, a validator's answer, log lines. Keys, paths and manifests stay exact.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _LONGEST_FORM = 64
 
 
 class Redactor:
-    """Knows the secrets, and hides them. It finds each one plain, as a URL, JSON, HTML or Python writes it, and in base64, also in
-    the middle of a longer encoded text such as ``user:password``. Without secrets it changes nothing."""
+    """Knows the secrets, and hides them. It finds each one plain, as a URL, JSON, HTML or Python writes it, and in base64, also
+    within a longer encoded text such as ``user:password``. Without secrets it changes nothing."""
 
     def __init__(self, secrets: Iterable[str] = (), *, shortest: int = SHORTEST_SECRET) -> None:
         plain = {secret.strip() for secret in secrets}
@@ -136,10 +136,7 @@ def _encoded(secret: str) -> Iterator[tuple[str, bool]]:
     """The secret itself, and the part of its base64 that does not depend on what is around it, for each place it may have in
     three bytes."""
     yield secret, False
-    encodings = (
-        {secret.encode("utf-8", "replace"), secret.encode("latin-1", "replace")} if not secret.isascii() else {secret.encode()}
-    )
-    for plain in sorted(encodings):
+    for plain in sorted({secret.encode("utf-8", "replace"), secret.encode("latin-1", "replace")}):
         for before in range(3):
             encoded = base64.b64encode(bytes(before) + plain).decode()
             yield encoded[-(-8 * before // 6) : 8 * (before + len(plain)) // 6], True
@@ -156,13 +153,13 @@ def _form_of(character: str) -> str:
     if character.isascii() and (character.isalnum() or character in "-_.~"):
         return re.escape(character)
     code, point = ord(character), f"{ord(character):x}"
-    forms = [rf"\\{{0,4}}{re.escape(character)}", rf"&#(?:{code}|x0?{point});", rf"\\{{1,4}}u0*{point}"]
+    forms = [rf"\\{{0,4}}{re.escape(character)}", rf"&#(?:{code}|x0?{point});", rf"\\{{1,4}}u0{{0,4}}{point}"]
     forms += [_percent(character.encode("utf-8", "replace"))]
     if code < 0x100:
         forms += [rf"\\{{1,4}}x{code:02x}", _percent(bytes([code]))]
     if code > 0xFFFF:
         high, low = 0xD800 + (code - 0x10000 >> 10), 0xDC00 + (code - 0x10000 & 0x3FF)
-        forms += [rf"\\{{1,4}}u{high:x}\\{{1,4}}u{low:x}", rf"\\{{1,4}}U0*{point}"]
+        forms += [rf"\\{{1,4}}u{high:x}\\{{1,4}}u{low:x}", rf"\\{{1,4}}U0{{0,4}}{point}"]
     if not character.isascii():  # read in another charset than it was written in
         misread = character.encode("utf-8", "replace").decode("latin-1")
         forms += [re.escape(misread), r"\ufffd{1,4}", r"\?"]

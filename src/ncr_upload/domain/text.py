@@ -115,8 +115,8 @@ def bound_json(value: Any, max_bytes: int) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return what the JSON says. Raises `ValueError` for what is none, and for more values or levels than anybody has a use for:
-    each takes some hundred bytes of memory, so they are counted before one is built."""
+    """Return what the JSON says. Raises `ValueError` for what is none, and for more values or levels than anybody can use: each
+    takes some hundred bytes of memory, so they are counted before one is built."""
     values = content.count(b",") + content.count(b"[") + content.count(b"{")
     if values > MAX_JSON_VALUES or nesting_exceeds(content, MAX_JSON_LEVELS):
         raise ValueError("too many values, or nested too deep")
@@ -137,7 +137,8 @@ def nesting_exceeds(content: bytes, levels: int) -> bool:
     return False
 
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+"""A text that never ends is one all the same: else the search would begin anew at each quote in it."""
 
 
 class _Pruning:

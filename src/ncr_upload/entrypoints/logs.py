@@ -16,7 +16,7 @@ from ncr_upload.entrypoints.secrets import make_redactor
 from ncr_upload.entrypoints.settings import Settings
 
 SHORTEST_SECRET = 4
-"""In a log shorter ones are hidden than elsewhere: no program reads its words. Hiding every 'a' would tell more than it hides."""
+"""Shorter ones are hidden in a log than elsewhere: no program reads it. Hiding every 'a' would tell more than it hides."""
 
 TRACE_LINES = 200
 TRACE_LINE = Limit(1_000, 2_000)
@@ -107,7 +107,7 @@ def _drop_colour_copy(_logger: WrappedLogger, _name: str, event: EventDict) -> E
 
 
 class _Bounded:
-    """Hides the secrets in what a line tells, and bounds it: a library's message, or a trace, may quote megabytes of a server's."""
+    """Hides the secrets in what a line tells, and bounds it: a library's message or trace may quote a server's megabytes."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor

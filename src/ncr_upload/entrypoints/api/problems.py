@@ -216,8 +216,8 @@ def internal_problem(reference: str) -> JSONResponse:
 
 
 def render_problems(app: FastAPI, redactor: Redactor) -> None:
-    """Answer every error that has a place in the table by it. The rest is `internal_error`, see `middleware.RequestLog`. What an
-    outside part said goes through the redactor; what the caller sent comes back as it is."""
+    """Answer every error that has a place in the table by it. The rest is `internal_error`, see `middleware.RequestLog`. What
+    an outside part said goes through the redactor; what the caller sent comes back as it is."""
 
     async def found(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ProblemFound)
