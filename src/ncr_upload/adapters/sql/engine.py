@@ -16,7 +16,6 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
-from ncr_upload.domain.addresses import show_url
 from ncr_upload.domain.errors import Rejected, Unavailable
 from ncr_upload.domain.redaction import NO_SECRETS, Redactor
 
@@ -192,7 +191,8 @@ def place_of(engine: Engine) -> str:
     if url.get_backend_name() == "sqlite":
         return url.set(query={}).render_as_string(hide_password=True)
     if "@" in f"{url.host}{url.database}":  # the end of a password in which an '@' is not written %40
-        return show_url(url.set(query={}).render_as_string(hide_password=False))
+        port = f":{url.port}" if url.port else ""
+        return f"{url.drivername}://" + f"{url.host}{port}/{url.database or ''}".rpartition("@")[2]
     return url.set(query={}).render_as_string(hide_password=True)
 
 
