@@ -59,6 +59,8 @@ LIST_SECONDS = 5
 NO_RANGES = "source: NotPartial"  # what obstore says of a server that answers a range with anything but 206
 MAX_RETRIES = 3
 MAX_ETAG_CHARACTERS = 255
+ERROR_CHARACTERS = 65_536
+"""Of what obstore says of a failure so much is looked through."""
 RETRY_SECONDS = 30
 LONGEST_DOWNLOAD = "1day"  # a stalled one ends by the read time-out
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -357,9 +359,11 @@ class S3ObjectStore:
             raise self._class_of(key, error) from None
 
     def _class_of(self, key: str, error: Exception) -> DeliveryError:
-        text = str(error)
-        answer, _, debug = text.partition("Debug source")
-        code = self._redactor.bound(_first(r"<Code>\s*(\w+)", answer), NAME)
+        text = str(error)  # with the whole of a server's answer in it, however long
+        end = text.find("Debug source")
+        answer = text[: min(ERROR_CHARACTERS, end if end >= 0 else len(text))]
+        debug = text[end : end + ERROR_CHARACTERS] if end >= 0 else ""
+        code = self._redactor.bound(_first(r"<Code>\s*(\w+)", answer if len(text) <= ERROR_CHARACTERS else text), NAME)
         status = _first(r"status code: (\d{3})", answer)
         thing = f"object {key!r} in bucket {self._bucket!r} at {self._endpoint}"
         if code in _LOGIN_CODES:
