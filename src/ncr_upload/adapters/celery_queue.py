@@ -20,6 +20,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.redaction import NO_SECRETS, Redactor
+from ncr_upload.domain.text import bound_json
 
 QUEUE = "ncr_jobs"
 RECOVERED_QUEUE = "ncr_recovered"
@@ -28,6 +30,8 @@ RECOVERED_QUEUE = "ncr_recovered"
 RUN_JOB = "ncr.run_job"
 RUN_DUTY = "ncr.run_duty"
 INSPECT_SECONDS = 1.0
+MAX_ANSWERS_BYTES = 2_000_000
+"""Of what all workers say of themselves."""
 PUSHED_AT_ONCE = 500
 SOCKET_SECONDS = 2.0
 """How long Redis may be silent before a call fails or a worker connects anew."""
@@ -113,8 +117,9 @@ def make_message(task: str, argument: str, queue: str) -> str:
 class CeleryQueue:
     """`JobQueue` on Celery."""
 
-    def __init__(self, app: Celery, place: str) -> None:
+    def __init__(self, app: Celery, place: str, redactor: Redactor = NO_SECRETS) -> None:
         self._app = app
+        self._redactor = redactor
         self._place = place
         self._redis: Redis = Redis.from_url(
             app.conf.broker_url,
@@ -152,7 +157,9 @@ class CeleryQueue:
 
         questions = ("active", "scheduled", "stats")
         with self._translated_errors(), ThreadPoolExecutor(len(questions)) as threads:
-            return dict(zip(questions, threads.map(ask, questions), strict=True))
+            told = dict(zip(questions, threads.map(ask, questions), strict=True))
+        shown: dict[str, Any] = self._redactor.redact_json(bound_json(told, MAX_ANSWERS_BYTES))
+        return shown
 
     def is_worker_alive(self) -> bool:
         """See `JobQueue.is_worker_alive`."""

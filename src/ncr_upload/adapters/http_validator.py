@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import socket
 import ssl
 import uuid
@@ -24,12 +23,15 @@ from functools import lru_cache, partial
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 import httpx
 
 from ncr_upload.application.ports import Verdict
+from ncr_upload.domain.addresses import show_url
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.redaction import NO_SECRETS, Redactor
+from ncr_upload.domain.text import CODE, NAME, REASON, Limit, bound_line, parse_json
 
 PASSES = ("Valid", "Warning")
 UNDECIDED = frozenset({408, 429})
@@ -38,7 +40,10 @@ JOINED_BYTES = 64 * 1024
 """A piece up to that size is sent together with what goes around it."""
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_REASONS = 50
-MAX_REASON_CHARS = 400
+MAX_WORDS = 16_384
+"""So much of a text is looked through for its beginning."""
+LONGEST_WISH_SECONDS = 86_400.0
+"""Of what a Retry-After may ask for."""
 SKU_FIELDS = frozenset({"sku", "skuid", "product", "productid", "productsku"})
 """In lower case and without underscores."""
 SEVERITIES = ("error", "warning", "info", "hint")
@@ -58,7 +63,15 @@ class HttpValidator:
     Time that `package` itself takes does not count, since the zip is made while files still arrive.
     """
 
-    def __init__(self, url: str, api_key: str | None, key_header: str = "X-API-Key", timeout_seconds: float = 300) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        key_header: str = "X-API-Key",
+        timeout_seconds: float = 300,
+        redactor: Redactor = NO_SECRETS,
+    ) -> None:
+        self._redactor = redactor
         self._target = url.rstrip("/")
         self._headers = {key_header: api_key} if api_key else {}
         self._key_header = key_header
@@ -67,8 +80,7 @@ class HttpValidator:
 
     @property
     def url(self) -> str:
-        parts = urlsplit(self._target)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return show_url(self._target)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -83,7 +95,8 @@ class HttpValidator:
         if status == 200:
             return self._read_verdict(sku, body)
         if 400 <= status < 500 and status not in UNDECIDED:
-            return Verdict(False, f"HTTP {status}", status, _text(body), self._reasons_of_refusal(status, body))
+            reasons = self._reasons_of_refusal(status, body)
+            return Verdict(False, f"HTTP {status}", status, _text(body), reasons)
         raise self._undecided(
             f"answered {status}" + (" (a redirect, which is not followed)" if 300 <= status < 400 else ""),
             status,
@@ -117,21 +130,28 @@ class HttpValidator:
     def _read_verdict(self, sku: str, body: bytes) -> Verdict:
         """DESIGN 3.4: all entries must pass; what cannot be read is unknown, never a pass."""
         try:
-            answer = json.loads(body)
+            answer = parse_json(body)
             entries = answer["data"]
             if not isinstance(entries, list):
                 raise TypeError
             results = [entry["result"] for entry in entries]
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             raise self._undecided("answered 200 with something that is no verdict", 200) from None
         if not results or not all(isinstance(result, str) for result in results):
             raise self._undecided("answered 200 with no result in it", 200)
         if (other := _other_sku(sku, [answer, *entries])) is not None:
-            raise self._undecided(f"judged SKU {other[:100]!r} when asked about {sku!r}", 200)
-        bad = [result for result in results if result not in PASSES]
-        if bad:
-            return Verdict(False, bad[0][:100], 200, _text(body), _reasons(entries))
-        return Verdict(True, "Warning" if "Warning" in results else "Valid", 200, _text(body), _reasons(entries))
+            raise self._undecided(f"judged SKU {bound_line(other, NAME)!r} when asked about {sku!r}", 200)
+        bad = next((result for result in results if result not in PASSES), None)
+        reasons = tuple(self._told(reason, REASON) for reason in _reasons(entries))
+        if bad is not None:
+            return Verdict(False, self._told(bad, CODE), 200, _text(body), reasons)
+        return Verdict(True, "Warning" if "Warning" in results else "Valid", 200, _text(body), reasons)
+
+    def _told(self, text: str, limit: Limit) -> str:
+        """The validator's words as they may be shown."""
+        if len(text) <= MAX_WORDS:
+            return bound_line(self._redactor.redact(text), limit)
+        return bound_line(self._redactor.redact(text[:MAX_WORDS]), limit, characters_in_all=len(text))
 
     def _reasons_of_refusal(self, status: int, body: bytes) -> tuple[str, ...]:
         if status in (401, 403):
@@ -139,11 +159,12 @@ class HttpValidator:
                 f"The validator at {self.url} refused the API key ({status}): correct VALIDATOR_API_KEY, sent in the header "
                 f"{self._key_header} (VALIDATOR_API_KEY_HEADER), then submit the job again.",
             )
-        said = _said(body)
+        said = self._told(_said(body), REASON)
         return (f"The validator at {self.url} answered {status}{': ' + said if said else ''}",)
 
     def _undecided(self, what: str, http_status: int | None = None, retry_after_seconds: float | None = None) -> Undecided:
-        error = Undecided("validator_undecided", f"the validator at {self.url} {what}", NEXT_STEP, retry_after_seconds)
+        told = self._redactor.redact(f"the validator at {self.url} {what}")
+        error = Undecided("validator_undecided", told, NEXT_STEP, retry_after_seconds)
         error.http_status = http_status
         return error
 
@@ -318,12 +339,13 @@ def _retry_after_seconds(header: str | None) -> float | None:
     if not header:
         return None
     if header.strip().isascii() and header.strip().isdigit():
-        return float(header)
+        return min(float(header), LONGEST_WISH_SECONDS)
     try:
         at = parsedate_to_datetime(header)
-    except ValueError:
+        seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, seconds), LONGEST_WISH_SECONDS)
 
 
 def _reasons(entries: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -336,13 +358,14 @@ def _reasons(entries: list[dict[str, Any]]) -> tuple[str, ...]:
                 found += [_worded(issue) for issue in issues]
                 break
     found.sort(key=lambda pair: pair[0])
-    return tuple(words for _, words in found[:MAX_REASONS])
+    left = len(found) - MAX_REASONS
+    return (*(words for _, words in found[:MAX_REASONS]), *([f"and {left:,} more"] if left > 0 else []))
 
 
 def _worded(issue: object) -> tuple[int, str]:
     """(rank, words) of a finding: a text, or an object with file, code, severity (word or 0 to 3), pointer, message."""
     if not isinstance(issue, dict):
-        return 0, _line(issue)
+        return 0, str(issue)
     severity = issue.get("severity")
     rank = (
         severity if isinstance(severity, int) else next((n for n, s in enumerate(SEVERITIES) if s == str(severity).lower()), 0)
@@ -350,22 +373,18 @@ def _worded(issue: object) -> tuple[int, str]:
     word = SEVERITIES[rank] if 0 <= rank < len(SEVERITIES) else ""
     place = " ".join(str(issue[key]) for key in ("file", "pointer") if issue.get(key))
     code = f" ({issue['code']})" if issue.get("code") else ""
-    return rank, _line(": ".join(part for part in (word, place, str(issue.get("message") or "")) if part) + code)
+    return rank, ": ".join(part for part in (word, place, str(issue.get("message") or "")) if part) + code
 
 
 def _said(body: bytes) -> str:
-    """What an error answer says, in one line: the usual fields of JSON, else the text."""
+    """What an error answer says: the usual fields of JSON, else the text."""
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return _line(_text(body[: 4 * MAX_REASON_CHARS]))
+        content = parse_json(body)
+    except ValueError:
+        return _text(body)
     if isinstance(content, dict):
         content = next((content[key] for key in ("detail", "message", "error", "title") if content.get(key)), content)
-    return _line(content)
-
-
-def _line(value: object) -> str:
-    return " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())[:MAX_REASON_CHARS]
+    return str(content)
 
 
 def _text(body: bytes) -> str:

@@ -14,6 +14,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.redaction import NO_SECRETS, Redactor
+from ncr_upload.domain.text import PROBLEM, STATUS
 
 KEY = "ncr:status:{task_id}"
 LIVE_SECONDS = 10
@@ -48,8 +50,17 @@ class RedisFacts:
 class RedisStatusBoard:
     """`StatusBoard` on Redis or Valkey."""
 
-    def __init__(self, url: str, place: str, *, final_seconds: float, answer_seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        place: str,
+        *,
+        final_seconds: float,
+        answer_seconds: float = ANSWER_SECONDS,
+        redactor: Redactor = NO_SECRETS,
+    ) -> None:
         self._place = place
+        self._redactor = redactor
         self._final_milliseconds = int(final_seconds * 1000)
         self._redis: Redis = Redis.from_url(
             url,
@@ -64,9 +75,17 @@ class RedisStatusBoard:
         milliseconds = LIVE_SECONDS * 1000 if live else self._final_milliseconds
         with self._translated_errors(), self._redis.pipeline(transaction=False) as pipeline:
             for view in views:
-                key, told = KEY.format(task_id=view["task_id"]), json.dumps(view)
+                key, told = KEY.format(task_id=view["task_id"]), json.dumps(self._shown(view))
                 pipeline.eval(POST, 1, key, fence, int(live), told, milliseconds)
             pipeline.execute()
+
+    def _shown(self, view: dict[str, Any]) -> dict[str, Any]:
+        """The view with its free texts bounded and without secrets: what is posted while a job runs was in no ledger yet."""
+        shown = view | {"message": self._redactor.bound(view["message"], STATUS)}
+        if (problem := view["problem"]) is not None:
+            words = {name: self._redactor.bound(problem[name], PROBLEM) for name in ("message", "next_step")}
+            shown["problem"] = problem | words
+        return shown
 
     def read(self, task_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """See `StatusBoard.read`."""

@@ -12,6 +12,7 @@ from ncr_upload.domain.errors import Deferred, DeliveryError, DestinationParked,
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.parking import Parked
 from ncr_upload.domain.retries import ErrorClass
+from ncr_upload.domain.text import REASONS, bound_text
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ def require_open(parking: Parking, destination: str) -> None:
 def tell_parked(parked: Parked) -> str:
     """Since when, why, and what is known of the next probe."""
     return (
-        f"the destination {parked.destination} is parked since {iso_time(parked.since)} because {parked.message}; "
-        f"next probe at {iso_time(parked.probe_at)}, in {parked.seconds_to_probe:.0f} s"
+        f"the destination {parked.destination} is parked since {iso_time(parked.since)} because "
+        f"{bound_text(parked.message, REASONS)}; next probe at {iso_time(parked.probe_at)}, in {parked.seconds_to_probe:.0f} s"
     )
 
 
@@ -85,7 +86,7 @@ def probe_destination(parking: Parking, dropoff: Dropoff, options: ParkingOption
         return
     message = f"the destination {destination} works again"
     if before is not None:
-        message += f"; it was parked since {iso_time(before.since)} because {before.message}"
+        message += f"; it was parked since {iso_time(before.since)} because {bound_text(before.message, REASONS)}"
     count = parking.heal(destination, message)
     log.info("destination_recovered: %s; %d jobs go on", message, count)
 

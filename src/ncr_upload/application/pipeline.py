@@ -47,6 +47,7 @@ from ncr_upload.domain.layout import plan_layout
 from ncr_upload.domain.packages import PackageFile, PlannedFile
 from ncr_upload.domain.retries import ErrorClass
 from ncr_upload.domain.selection import select_files
+from ncr_upload.domain.text import REASONS, join_bounded
 
 PREVIOUS_KEPT = "previous_kept"
 """The code of a clean-up that would have removed the only whole delivery there may be."""
@@ -313,7 +314,7 @@ class Delivery:
     async def refuse(self, verdict: Verdict) -> None:
         """The validator said no: recorded, nothing delivered."""
         assert self.task.sku is not None
-        reasons = "; ".join(verdict.reasons) or "it gave no reason"
+        reasons = join_bounded(verdict.reasons, REASONS) or "it gave no reason"
         problem = Problem(
             "validation_failed",
             ErrorClass.REJECTED.value,
@@ -325,7 +326,7 @@ class Delivery:
 
     async def pass_validation(self, verdict: Verdict) -> None:
         """The validator said yes."""
-        reasons = f" ({'; '.join(verdict.reasons)})" if verdict.reasons else ""
+        reasons = f" ({join_bounded(verdict.reasons, REASONS)})" if verdict.reasons else ""
         self.live.know(verdict=verdict.result)
         await self._advance(
             Status.VALIDATION_PASSED,

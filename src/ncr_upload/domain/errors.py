@@ -18,19 +18,22 @@ What fits none of these is *unknown*: see `retries.ErrorClass`.
 
 from __future__ import annotations
 
+from ncr_upload.domain.text import CODE, MESSAGE, NEXT_STEP, bound_text
+
 
 class DeliveryError(Exception):
     """A failure somebody can act on.
 
     `code` is stable and machine readable (``object_missing``). `message` says what is wrong and with which
-    thing (key, path, host, row). `next_step` tells an operator what to do. None of them holds a secret.
+    thing (key, path, host, row). `next_step` tells an operator what to do. Each is bounded here. None holds a secret once it is
+    written down or answered (see `Redactor`).
     """
 
     def __init__(self, code: str, message: str, next_step: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.next_step = next_step
+        self.code = bound_text(code, CODE)
+        self.message = bound_text(message, MESSAGE)
+        self.next_step = bound_text(next_step, NEXT_STEP)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code}). {self.next_step}"

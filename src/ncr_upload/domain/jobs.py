@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ncr_upload.domain.text import CODE, NEXT_STEP, PROBLEM, bound_text
+
 
 class Status(StrEnum):
     """The public status of a task (wire format)."""
@@ -92,12 +94,16 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a task waits or ended: `error_class` is one of `retries.ErrorClass`, the rest as in `DeliveryError`."""
+    """Why a task waits or ended: `error_class` is one of `retries.ErrorClass`, the rest as in `DeliveryError`. Bounded here."""
 
     code: str
     error_class: str
     message: str
     next_step: str
+
+    def __post_init__(self) -> None:
+        for name, limit in (("code", CODE), ("message", PROBLEM), ("next_step", NEXT_STEP)):
+            object.__setattr__(self, name, bound_text(getattr(self, name), limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,10 +154,12 @@ def doctor(
 
     from ncr_upload.entrypoints.bootstrap.doctor import make_checks
     from ncr_upload.entrypoints.doctor import Finding, State, examine, is_well, render
+    from ncr_upload.entrypoints.secrets import make_redactor
     from ncr_upload.entrypoints.settings import SettingsInvalid, load_settings
 
     try:
-        findings = examine(make_checks(load_settings(), before_upgrade=before_upgrade))
+        settings = load_settings()
+        findings = examine(make_checks(settings, before_upgrade=before_upgrade), redactor=make_redactor(settings))
     except SettingsInvalid as invalid:
         findings = [Finding("settings", State.WRONG, str(invalid), "settings_invalid", "Correct them; nothing else was tried.")]
     well = is_well(findings)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from ncr_upload.domain.errors import DeliveryError
+from ncr_upload.domain.redaction import NO_SECRETS, Redactor
+from ncr_upload.domain.text import MESSAGE
 
 PART_SECONDS = 12.0
 
@@ -46,8 +48,8 @@ class Finding:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def examine(checks: Mapping[str, Check], seconds: float = PART_SECONDS) -> list[Finding]:
-    """Run all checks side by side, each for `seconds` at most; findings in the order of the checks."""
+def examine(checks: Mapping[str, Check], seconds: float = PART_SECONDS, redactor: Redactor = NO_SECRETS) -> list[Finding]:
+    """Run all checks side by side, each for `seconds` at most; findings in the order of the checks, without secrets."""
     found: dict[str, list[Finding]] = {part: [] for part in checks}
     threads = {
         part: threading.Thread(target=_examine_part, args=(part, check, found[part]), daemon=True)
@@ -58,7 +60,8 @@ def examine(checks: Mapping[str, Check], seconds: float = PART_SECONDS) -> list[
     deadline = time.monotonic() + seconds
     for thread in threads.values():
         thread.join(max(0.0, deadline - time.monotonic()))
-    return [finding for part, thread in threads.items() for finding in _told_by(part, thread, list(found[part]), seconds)]
+    every = [finding for part, thread in threads.items() for finding in _told_by(part, thread, list(found[part]), seconds)]
+    return [replace(finding, told=redactor.bound(finding.told, MESSAGE)) for finding in every]
 
 
 def _told_by(part: str, thread: threading.Thread, found: list[Finding], seconds: float) -> list[Finding]:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 from typing import Any
-from urllib.parse import quote
 
 import structlog
-from pydantic import SecretStr
-from sqlalchemy import make_url
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from ncr_upload.domain.redaction import Redactor
+from ncr_upload.domain.text import LOG_VALUE, Limit, bound_json
+from ncr_upload.entrypoints.secrets import make_redactor
 from ncr_upload.entrypoints.settings import Settings
 
-HIDDEN = "***"
 SHORTEST_SECRET = 4
-"""Shorter ones are not searched for: hiding every 'a' would tell more than it hides."""
+"""Shorter ones are hidden in a log than elsewhere: no program reads it. Hiding every 'a' would tell more than it hides."""
+
+TRACE_LINES = 200
+TRACE_LINE = Limit(1_000, 2_000)
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "celery", "celery.task", "celery.worker", "celery.beat", "py.warnings")
@@ -35,6 +36,7 @@ def set_up_logs(settings: Settings) -> None:
 
     Give uvicorn `log_config=None`, and Celery `worker_hijack_root_logger=False`, or they put their own in its place.
     """
+    redactor = make_redactor(settings, shortest=SHORTEST_SECRET)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -60,8 +62,8 @@ def set_up_logs(settings: Settings) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderers(settings),
-                _Hider(secrets_of(settings)),
+                *_renderers(settings, redactor),
+                _Hider(redactor),
             ],
         )
     )
@@ -80,32 +82,14 @@ def set_up_logs(settings: Settings) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def secrets_of(settings: Settings) -> frozenset[str]:
-    """Every secret of the settings that may turn up in a text, also as a URL writes it."""
-    found: set[str] = set()
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            found.update(_forms(name, value.get_secret_value()))
-    return frozenset(secret for secret in found if len(secret) >= SHORTEST_SECRET)
-
-
-def _forms(name: str, secret: str) -> set[str]:
-    """The secret as it is, as a URL writes it and as JSON does."""
-    if name == "database_url":  # the URL itself is no secret, its password is
-        secret = make_url(secret).password or ""
-    if name == "flower_basic_auth":
-        secret = secret.partition(":")[2]
-    return {secret, quote(secret, safe=""), json.dumps(secret, ensure_ascii=False)[1:-1]}
-
-
-def _renderers(settings: Settings) -> list[Processor]:
+def _renderers(settings: Settings, redactor: Redactor) -> list[Processor]:
+    bounded = _Bounded(redactor)
     if settings.log_format == "json":
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        return [structlog.processors.format_exc_info, bounded, structlog.processors.JSONRenderer(ensure_ascii=False)]
     # Without rich's traces: they show every local variable, wrapped so that no secret in them is found again.
     plain = structlog.dev.plain_traceback
     console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
-    return [structlog.processors.format_exc_info, _show_controls, console]
+    return [structlog.processors.format_exc_info, bounded, _show_controls, console]
 
 
 def _show_controls(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
@@ -122,14 +106,37 @@ def _drop_colour_copy(_logger: WrappedLogger, _name: str, event: EventDict) -> E
     return event
 
 
-class _Hider:
-    """The last processor: takes the secrets out of the finished line."""
+class _Bounded:
+    """Hides the secrets in what a line tells, and bounds it: a library's message or trace may quote a server's megabytes."""
 
-    def __init__(self, secrets: frozenset[str]) -> None:
-        self._secrets = sorted(secrets, key=len, reverse=True)
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+
+    def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        return {name: self._bound_trace(value) if name == "exception" else self._bound(value) for name, value in event.items()}
+
+    def _bound(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str):
+            return self._redactor.bound(value, LOG_VALUE)
+        if isinstance(value, list | tuple | dict):
+            return self._redactor.redact_json(bound_json(value, LOG_VALUE.bytes))
+        return self._redactor.bound(str(value), LOG_VALUE)
+
+    def _bound_trace(self, trace: str) -> str:
+        """Its last lines, which say what it came to."""
+        lines = trace.splitlines()
+        kept = [self._redactor.bound(line, TRACE_LINE) for line in lines[-TRACE_LINES:]]
+        left = len(lines) - len(kept)
+        return "\n".join([f"… ({left:,} lines before)", *kept] if left else kept)
+
+
+class _Hider:
+    """The last processor: takes out of the finished line what its parts did not show."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
 
     def __call__(self, _logger: WrappedLogger, _name: str, line: str | EventDict | Any) -> str:
-        text = str(line)
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
+        return self._redactor.redact(str(line))

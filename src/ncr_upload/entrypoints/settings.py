@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from ncr_upload.domain.text import QUOTE, bound_line
+
 
 class Anonymous(StrEnum):
     """Who may call the API without a key."""
@@ -26,6 +28,7 @@ class Anonymous(StrEnum):
     NONE = "none"
 
 
+ESCAPES = "with %40 for an @, %2F for a /, %3F for a ?, %23 for a # and %25 for a %"
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -205,11 +208,13 @@ class Settings(BaseSettings):
         """Refused here without a word of it: what the driver says of a URL it cannot read may show the password."""
         if value is None:
             return None
+        example = "mysql+pymysql://user:password@host:3306/name"
         try:
-            make_url(value.get_secret_value())
+            url = make_url(value.get_secret_value())
         except (ArgumentError, ValueError):
-            example = "mysql+pymysql://user:password@host:3306/name, with %40 for an @ in the password"
-            raise ValueError(f"is no URL of a database; write it as {example}") from None
+            raise ValueError(f"is no URL of a database; write it as {example}, {ESCAPES} in the password") from None
+        if url.get_backend_name() != "sqlite" and "@" in f"{url.host}{url.database}":
+            raise ValueError(f"has more than one '@' before its host; write it as {example}, {ESCAPES} in the password")
         return value
 
     @field_validator("lease_renew_seconds")
@@ -248,5 +253,8 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"{item['loc'][0]}".upper() + f": {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+        lines = [
+            f"{item['loc'][0]}".upper() + f": {bound_line(item['msg'].removeprefix('Value error, '), QUOTE)}"
+            for item in error.errors()
+        ]
         raise SettingsInvalid(f"invalid settings: {'; '.join(lines)}. See env_sample.") from error

@@ -40,6 +40,8 @@ from ncr_upload.adapters.object_store.receiving import (
 from ncr_upload.application.arrivals import SMALL_BYTES, Follower, Turns
 from ncr_upload.application.ports import Fetched, ObjectInfo, OnBytes
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
+from ncr_upload.domain.redaction import NO_SECRETS, Redactor
+from ncr_upload.domain.text import NAME
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -56,6 +58,9 @@ LIST_PAGE = 1000
 LIST_SECONDS = 5
 NO_RANGES = "source: NotPartial"  # what obstore says of a server that answers a range with anything but 206
 MAX_RETRIES = 3
+MAX_ETAG_CHARACTERS = 255
+ERROR_CHARACTERS = 65_536
+"""Of what obstore says of a failure so much is looked through."""
 RETRY_SECONDS = 30
 LONGEST_DOWNLOAD = "1day"  # a stalled one ends by the read time-out
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -92,7 +97,9 @@ class S3ObjectStore:
         verify_etag_md5: bool = True,
         connect_timeout_seconds: float = 5,
         read_timeout_seconds: float = 20,
+        redactor: Redactor = NO_SECRETS,
     ) -> None:
+        self._redactor = redactor
         self._endpoint = _full_url(endpoint or "")
         self._region = region
         self._bucket = bucket or ""
@@ -352,9 +359,11 @@ class S3ObjectStore:
             raise self._class_of(key, error) from None
 
     def _class_of(self, key: str, error: Exception) -> DeliveryError:
-        text = str(error)
-        answer, _, debug = text.partition("Debug source")
-        code = _first(r"<Code>\s*(\w+)", answer)
+        text = str(error)  # with the whole of a server's answer in it, however long
+        end = text.find("Debug source")
+        answer = text[: min(ERROR_CHARACTERS, end if end >= 0 else len(text))]
+        debug = text[end : end + ERROR_CHARACTERS] if end >= 0 else ""
+        code = self._redactor.bound(_first(r"<Code>\s*(\w+)", answer if len(text) <= ERROR_CHARACTERS else text), NAME)
         status = _first(r"status code: (\d{3})", answer)
         thing = f"object {key!r} in bucket {self._bucket!r} at {self._endpoint}"
         if code in _LOGIN_CODES:
@@ -426,14 +435,15 @@ def _full_url(endpoint: str) -> str:
         host, port = url.hostname or "", f":{url.port}" if url.port else ""
     except ValueError:
         return ""
-    if url.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", host, re.ASCII):
+    if url.scheme not in ("http", "https") or "@" in url.path or not re.fullmatch(r"[\w.:-]+", host, re.ASCII):
         return ""
     return f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}{url.path.rstrip('/')}"
 
 
 def _plain_etag(etag: str | None) -> str:
-    """The ETag without quotes, lower case; empty when there is none."""
-    return (etag or "").strip('"').lower()
+    """The ETag without quotes, lower case; empty when there is none, or one that no column holds."""
+    plain = (etag or "").strip('"').lower()
+    return plain if len(plain) <= MAX_ETAG_CHARACTERS and plain.isprintable() else ""
 
 
 def _first(pattern: str, text: str) -> str:

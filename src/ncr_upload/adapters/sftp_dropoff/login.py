@@ -15,6 +15,7 @@ from pathlib import Path
 import asyncssh
 
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+from ncr_upload.domain.text import QUOTE, bound_line
 
 KEEPALIVES = 3
 CLOSE_SECONDS = 3
@@ -115,7 +116,7 @@ def _class_of(error: Exception, login: SftpLogin, watch: _HostKeyWatch) -> Deliv
     if isinstance(error, asyncssh.KeyExchangeFailed):
         return DestinationParked(
             "no_common_algorithm",
-            f"{login.address} and this client share no SSH algorithm: {text[:200]}",
+            f"{login.address} and this client share no SSH algorithm: {bound_line(text, QUOTE)}",
             "Ask the partner to offer current algorithms.",
         )
     if isinstance(error, TimeoutError):
@@ -123,7 +124,7 @@ def _class_of(error: Exception, login: SftpLogin, watch: _HostKeyWatch) -> Deliv
     elif isinstance(error, OSError):
         cause = error.strerror or type(error).__name__
     else:
-        cause = re.sub(r"[^ -~]+", " ", text)[:200] or type(error).__name__
+        cause = bound_line(re.sub(r"[^ -~]+", " ", text), QUOTE) or type(error).__name__
     return Unavailable(
         "sftp_unreachable",
         f"cannot connect to {login.address}: {cause}",

@@ -19,6 +19,7 @@ from asyncssh import FILEXFER_TYPE_DIRECTORY
 
 from ncr_upload.adapters.sftp_dropoff.wire import Wire
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+from ncr_upload.domain.text import QUOTE, bound_line
 
 MAX_REQUESTS = 128
 MAX_READ_BYTES = 64 * 1024 * 1024
@@ -134,7 +135,7 @@ class Remote:
         return failure
 
     def _class_of(self, error: BaseException, doing: str | Act) -> DeliveryError:
-        said = re.sub(r"[^ -~]+", " ", str(error))[:200]
+        said = bound_line(re.sub(r"[^ -~]+", " ", str(error)), QUOTE)
         doing = str(doing) if isinstance(doing, Act) else escaped(doing)
         what = f"{self.address} failed to {doing}"
         match error:

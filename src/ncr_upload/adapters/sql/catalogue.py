@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -28,15 +27,17 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.mysql import TEXT, TINYTEXT
 from sqlalchemy.exc import IntegrityError
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.engine import READ_ONLY, redactor_of, translated_errors
 from ncr_upload.adapters.sql.rows import read_now
 from ncr_upload.adapters.sql.studio_tables import adapt_tables, find_lasting, is_job, job_value
 from ncr_upload.application.ports import Recording, StudioJob, Verdict
 from ncr_upload.domain.errors import Rejected
 from ncr_upload.domain.jobs import Task
 from ncr_upload.domain.packages import SourceFile
+from ncr_upload.domain.text import bound_json, parse_json
 
 studio = MetaData()
 LocalTime = DateTime().with_variant(sqlite.DATETIME(truncate_microseconds=True), "sqlite")  # type: ignore[no-untyped-call]
@@ -93,6 +94,12 @@ history_log = Table(
     Column("action_by", String(128)),
     Column("timestamp", LocalTime),
 )
+
+ANSWER_BYTES = 262_144
+"""Of a validator's answer so much is kept."""
+
+SMALL_ANSWER_BYTES = 60_000
+"""Where the column is a TEXT of MySQL, or nobody knows what it is."""
 
 RECORDED = frozenset({"job_details", "email", "history_log"})
 """Where the rows of a delivery go."""
@@ -184,7 +191,8 @@ class SqlCatalogue:
 
         def write(connection: Connection) -> None:
             table = self._table(connection, "model_validation")
-            values = {"response": verdict.http_status, "json": _as_json(verdict.body)}
+            shown = bound_answer(self._engine, verdict.body, _room_of(table.c["json"]))
+            values = {"response": verdict.http_status, "json": shown}
             newest = update(table).values(values)
             if connection.execute(newest.where(is_job(connection, table.c.job_id, task.job_id))).rowcount:
                 return
@@ -280,8 +288,21 @@ def _awaiting(connection: Connection, details: Table, task: Task) -> Update:
     return statement.where(details.c.id == task.row_id) if task.row_id is not None else statement
 
 
-def _as_json(body: str) -> Any:
+def bound_answer(engine: Engine, body: str, max_bytes: int) -> Any:
+    """Return a validator's answer as it is kept: without secrets, written in at most so many bytes, and such that every
+    database takes it as JSON (none takes NaN, half a surrogate pair, or a hundred levels)."""
     try:
-        return json.loads(body)
+        answer = parse_json(body.encode("utf-8", "replace"))
     except ValueError:
-        return {"body": body}
+        answer = {"body": body}
+    return redactor_of(engine).redact_json(bound_json(answer, max_bytes))
+
+
+def _room_of(column: Column[Any]) -> int:
+    """How many bytes of JSON the studio's own column holds."""
+    kind = column.info.get("real_type")
+    if isinstance(kind, TEXT | TINYTEXT):
+        return min(ANSWER_BYTES, SMALL_ANSWER_BYTES if isinstance(kind, TEXT) else 255)
+    if isinstance(kind, String) and kind.length:
+        return min(ANSWER_BYTES, kind.length)
+    return ANSWER_BYTES

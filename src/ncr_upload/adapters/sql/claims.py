@@ -28,7 +28,16 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import AT_ONCE, READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import has_attempt_left, line_of, problem_columns, read_row, task_of, with_line, write_event
+from ncr_upload.adapters.sql.rows import (
+    bounded_message,
+    has_attempt_left,
+    line_of,
+    problem_columns,
+    read_row,
+    task_of,
+    with_line,
+    write_event,
+)
 from ncr_upload.adapters.sql.tables import db_now, files, jobs
 from ncr_upload.application.ports import Recording
 from ncr_upload.domain.errors import CancelRequested, LeaseLost
@@ -124,6 +133,7 @@ class SqlClaims:
         retract_publish: bool = False,
     ) -> None:
         """See `Claims.advance`."""
+        message = bounded_message(self._engine, message)
         values: dict[str, Any] = {"stage": stage.value, "message": message}
         if sku is not None:
             values["sku"] = sku
@@ -168,7 +178,8 @@ class SqlClaims:
         also: Recording | None = None,
     ) -> Task:
         """See `Claims.finish`."""
-        values = {"stage": stage.value, "message": message, **problem_columns(problem)}
+        message = bounded_message(self._engine, message)
+        values = {"stage": stage.value, "message": message, **problem_columns(problem, self._engine)}
         ended = {f"new_{name}": value for name, value in values.items()}
         line: Any = {"attempt": claim.task.attempt, "stage": stage, "kind": status.value, "actor": claim.worker}
         with translated_errors(self._engine):
@@ -208,6 +219,7 @@ class SqlClaims:
         waits_for: str | None = None,
     ) -> Task:
         """See `Claims.put_back`."""
+        message = bounded_message(self._engine, message)
         values = {
             "stage": Stage.QUEUED.value,
             "message": message,
@@ -215,7 +227,7 @@ class SqlClaims:
             "worker": None,
             "waits_for": waits_for,
             "attempt": jobs.c.attempt if spend_attempt else jobs.c.attempt - 1,
-            **problem_columns(problem),
+            **problem_columns(problem, self._engine),
         }
         with translated_errors(self._engine), self._engine.begin() as connection:
             _refuse_cancelled(connection, claim)

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
 from ncr_upload.domain.errors import Rejected, Unavailable
+from ncr_upload.domain.redaction import NO_SECRETS, Redactor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,14 +61,17 @@ def open_engine(
     wait_seconds: float = WAIT_SECONDS,
     statement_seconds: float = STATEMENT_SECONDS,
     tls: Tls = Tls(),
+    redactor: Redactor = NO_SECRETS,
 ) -> Engine:
-    """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections."""
+    """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections. What is written by it,
+    and what its errors say, goes through the `redactor` (see `redactor_of`)."""
     parsed = make_url(url)
     options: dict[str, Any] = {
         "pool_size": pool_size,
         "max_overflow": 0,
         "pool_timeout": wait_seconds,
         "hide_parameters": True,
+        "execution_options": {"ncr_redactor": redactor},
     }
     connect_seconds = int(min(wait_seconds, CONNECT_SECONDS) + 0.5)
     match parsed.get_backend_name():
@@ -182,8 +186,20 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def place_of(engine: Engine) -> str:
-    """The database in words, without its password."""
-    return engine.url.render_as_string(hide_password=True)
+    """The database in words, without its password and its options."""
+    url = engine.url
+    if url.get_backend_name() == "sqlite":
+        return url.set(query={}).render_as_string(hide_password=True)
+    if "@" in f"{url.host}{url.database}":  # the end of a password in which an '@' is not written %40
+        port = f":{url.port}" if url.port else ""
+        return f"{url.drivername}://" + f"{url.host}{port}/{url.database or ''}".rpartition("@")[2]
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def redactor_of(source: Engine | Connection) -> Redactor:
+    """The redactor that the engine was opened with."""
+    redactor: Redactor = source.get_execution_options().get("ncr_redactor", NO_SECRETS)
+    return redactor
 
 
 def describe_server(connection: Connection) -> str:
@@ -204,9 +220,10 @@ def translated_errors(engine: Engine) -> Iterator[None]:
         if failure is None:
             raise
         kind = Contended if failure is Failure.CONTENDED else Unavailable
+        told = f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}"
         raise kind(
             failure.value,
-            f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}",
+            redactor_of(engine).redact(told),
             NEXT_STEPS[failure],
             retry_after_seconds=_RETRY_AFTER_SECONDS.get(failure, 5),
         ) from error

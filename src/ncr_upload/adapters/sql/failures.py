@@ -9,6 +9,8 @@ from enum import StrEnum
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from ncr_upload.domain.text import QUOTE, bound_line
+
 
 class Failure(StrEnum):
     """What an error of the database means; the value is the code that callers see."""
@@ -98,10 +100,10 @@ def find_failure(error: SQLAlchemyError) -> Failure | None:
 
 
 def cause_of(error: SQLAlchemyError) -> str:
-    """The driver's own words, one line. They may name host, database and user, never a password."""
+    """The driver's own words, one line. They may name host, database and user; the redactor sees to passwords."""
     cause = getattr(error, "orig", None)
     lines = str(cause if cause is not None else error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return bound_line(lines[0], QUOTE) if lines else type(error).__name__
 
 
 NEXT_STEPS = {

@@ -5,6 +5,7 @@ docs/catalogue_sql.md says what each statement is given and must return.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from ncr_upload.adapters.sql.catalogue import SqlCatalogue, choose_sku, row_mismatch
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors
+from ncr_upload.adapters.sql.catalogue import SMALL_ANSWER_BYTES, SqlCatalogue, bound_answer, choose_sku, row_mismatch
+from ncr_upload.adapters.sql.engine import READ_ONLY, redactor_of, translated_errors
 from ncr_upload.adapters.sql.failures import cause_of
 from ncr_upload.application.ports import Recording, StudioJob, Verdict
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Task
 from ncr_upload.domain.packages import SourceFile
+from ncr_upload.domain.text import CODE, clean
 
 JOB = frozenset({"job_id", "row_id"})
 DELIVERY = JOB | {"sku", "username", "campaign", "task_id", "now"}
@@ -161,13 +163,13 @@ class OwnCatalogue(SqlCatalogue):
 
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         """See `Catalogue.judged`."""
-        return self._recording("record_verdict", super().judged(task, verdict), task, task.sku, **_facts(verdict))
+        return self._recording("record_verdict", super().judged(task, verdict), task, task.sku, **_facts(self._engine, verdict))
 
     def refused(self, task: Task, sku: str, verdict: Verdict, api_url: str) -> Recording:
         """See `Catalogue.refused`. `record_refusal` stands for closing the gate; what was answered is recorded as ever."""
         if "record_refusal" not in self._statements:
             return super().refused(task, sku, verdict, api_url)
-        close = self._recording("record_refusal", _nothing, task, sku, **_facts(verdict))
+        close = self._recording("record_refusal", _nothing, task, sku, **_facts(self._engine, verdict))
 
         def write(connection: Connection) -> str | None:
             self.judged(task, verdict)(connection)
@@ -260,8 +262,12 @@ def _used(statement: TextClause, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in statement.compile().params}
 
 
-def _facts(verdict: Verdict) -> dict[str, Any]:
-    return {"http_status": verdict.http_status, "body": verdict.body, "result": verdict.result}
+def _facts(engine: Engine, verdict: Verdict) -> dict[str, Any]:
+    """The validator's answer; as it was sent, where there is nothing to hide or to shorten."""
+    body = redactor_of(engine).redact(verdict.body)
+    if body != verdict.body or len(body.encode("utf-8", "replace")) > SMALL_ANSWER_BYTES or clean(body) != body:
+        body = json.dumps(bound_answer(engine, verdict.body, SMALL_ANSWER_BYTES))
+    return {"http_status": verdict.http_status, "body": body, "result": redactor_of(engine).bound(verdict.result, CODE)}
 
 
 def _nothing(_: Any) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, case, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import problem_columns
+from ncr_upload.adapters.sql.engine import READ_ONLY, redactor_of, translated_errors, whole_transaction
+from ncr_upload.adapters.sql.rows import bounded_message, problem_columns
 from ncr_upload.adapters.sql.tables import db_now, duties, events, jobs, parked_destinations
 from ncr_upload.domain.jobs import Problem
 from ncr_upload.domain.parking import FORGOTTEN_SECONDS, Parked, plan_probing
@@ -27,6 +27,7 @@ class SqlParking:
     @whole_transaction
     def park(self, destination: str, problem: Problem, probe_seconds: float) -> tuple[Parked, bool]:
         """See `Parking.park`."""
+        problem = redactor_of(self._engine).redact_problem(problem)
         with translated_errors(self._engine):
             for _ in range(RACES - 1):
                 try:
@@ -84,6 +85,7 @@ class SqlParking:
         self, destination: str, problem: Problem, *, tell: Callable[[Parked], str], wait_seconds: float, park_seconds: float
     ) -> None:
         """See `Parking.stay_parked`."""
+        problem = redactor_of(self._engine).redact_problem(problem)
         again = (
             update(parked_destinations)
             .where(_is(destination), _is_parked())
@@ -103,7 +105,7 @@ class SqlParking:
                 update(jobs)
                 .where(*_waiting_for(destination))
                 .values(
-                    message=tell(parked),
+                    message=bounded_message(self._engine, tell(parked)),
                     claimable_at=case((last_at < look_at, last_at), else_=look_at),
                     **problem_columns(problem),
                 )
@@ -112,6 +114,7 @@ class SqlParking:
     @whole_transaction
     def heal(self, destination: str, message: str) -> int:
         """See `Parking.heal`."""
+        message = bounded_message(self._engine, message)
         line = select(
             jobs.c.task_id,
             db_now(),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, Update, and_, bindparam, insert, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, Select, Update, and_, bindparam, insert, or_, select
 
+from ncr_upload.adapters.sql.engine import redactor_of
 from ncr_upload.adapters.sql.tables import db_now, events, jobs
 from ncr_upload.domain.jobs import Problem, Stage, Status, Task, progress_percent
 from ncr_upload.domain.retries import LOOKS
+from ncr_upload.domain.text import STATUS, bound_text
 
 
 def task_of(row: Any) -> Task:
@@ -25,7 +27,7 @@ def task_of(row: Any) -> Task:
         status=status,
         stage=stage,
         progress=progress_percent(stage),
-        message=row["message"],
+        message=bound_text(row["message"], STATUS),  # releases before this one wrote longer ones
         attempt=row["attempt"],
         max_attempts=row["max_attempts"],
         created_at=row["created_at"],
@@ -63,8 +65,10 @@ def _problem_of(row: Any) -> Problem | None:
     return Problem(row["problem_code"], row["problem_class"], row["problem_message"], row["problem_next_step"])
 
 
-def problem_columns(problem: Problem | None) -> dict[str, Any]:
-    """The columns that hold `problem`; all NULL for None."""
+def problem_columns(problem: Problem | None, writer: Engine | None = None) -> dict[str, Any]:
+    """The columns that hold `problem`; all NULL for None. What comes from outside is told to `writer`'s redactor first."""
+    if problem is not None and writer is not None:
+        problem = redactor_of(writer).redact_problem(problem)
     return {
         "problem_code": problem.code if problem else None,
         "problem_class": problem.error_class if problem else None,
@@ -93,9 +97,15 @@ def read_task(connection: Connection, task_id: str) -> Task | None:
     return task_of(row) if row is not None else None
 
 
+def bounded_message(writer: Engine | Connection, message: str) -> str:
+    """The message as it is written: without secrets, and no longer than a status may be. The last gate before the ledger."""
+    return redactor_of(writer).bound(message, STATUS)
+
+
 def write_event(connection: Connection, task_id: str, *, attempt: int, stage: str, kind: str, actor: str, message: str) -> None:
     """Add a line to the task's history."""
-    line = {"task_id": task_id, "attempt": attempt, "stage": stage, "kind": kind, "actor": actor[:255], "message": message}
+    told = bounded_message(connection, message)
+    line = {"task_id": task_id, "attempt": attempt, "stage": stage, "kind": kind, "actor": actor[:255], "message": told}
     connection.execute(_EVENT, line)
 
 

@@ -42,7 +42,8 @@ def _adapt(table: Table, described: Any, adapted: MetaData) -> Table:
         is_number = column.name == "job_id" and real is not None and isinstance(real["type"], Integer | Numeric)
         name = str(real["name"]) if real is not None else column.name
         kind = BigInteger() if is_number else column.type
-        columns.append(Column(name, kind, key=column.name, primary_key=column.primary_key))
+        info = {"real_type": real["type"]} if real is not None else {}
+        columns.append(Column(name, kind, key=column.name, primary_key=column.primary_key, info=info))
     return Table(table.name, adapted, *columns)
 
 

@@ -19,6 +19,7 @@ from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer,
 from ncr_upload.domain.batches import Share
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
+from ncr_upload.domain.text import STATUS, bound_text
 
 ROWS_PER_STATEMENT = 500
 RACES = 3
@@ -177,7 +178,12 @@ class SqlSubmissions:
         query = select(events).where(events.c.task_id == task_id).order_by(events.c.id)
         with translated_errors(self._engine), self._engine.connect().execution_options(**READ_ONLY) as connection:
             rows = connection.execute(query).mappings().all()
-        return [Event(r["at"], r["attempt"], Stage(r["stage"]), r["kind"], r["actor"], r["message"]) for r in rows]
+        # Releases before this one wrote longer messages.
+        told = [bound_text(row["message"], STATUS) for row in rows]
+        return [
+            Event(r["at"], r["attempt"], Stage(r["stage"]), r["kind"], r["actor"], message)
+            for r, message in zip(rows, told, strict=True)
+        ]
 
     def active(
         self, *, username: str | None, campaign: str | None, status: Status | None, limit: int, cursor: str | None

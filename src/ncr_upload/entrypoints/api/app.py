@@ -25,6 +25,7 @@ from ncr_upload.entrypoints.api.docs import complete_openapi, serve_docs
 from ncr_upload.entrypoints.api.middleware import BodyLimit, RequestLog
 from ncr_upload.entrypoints.api.problems import render_problems
 from ncr_upload.entrypoints.api.status_first import StatusFirst
+from ncr_upload.entrypoints.secrets import make_redactor
 from ncr_upload.entrypoints.settings import Settings
 
 LAST_RINGS_SECONDS = 2.0
@@ -61,14 +62,15 @@ def create_app(ports: ApiPorts, settings: Settings, reach: Reach = pass_by) -> F
     submits = SubmitPorts(ports.ledger, ports.recovery, ports.reports, ports.host, doorbell)
     release = ReleaseLimits(settings.batch_size, settings.memory_check_interval)
     limits = SubmitLimits(AdmissionLimits(settings.max_memory_usage_percent), release)
-    app.state.context = Context(ports, settings, submits, limits, partial(submit_each, ports=submits, limits=limits))
+    redactor = make_redactor(settings)
+    app.state.context = Context(ports, settings, submits, limits, partial(submit_each, ports=submits, limits=limits), redactor)
     app.include_router(job_routes.lean)
     app.include_router(job_routes.router)
     app.include_router(monitoring_routes.router)
     app.include_router(metrics.router)
     serve_docs(app)
     complete_openapi(app)
-    render_problems(app)
+    render_problems(app, redactor)
     _add_middleware(app, ports, settings)
     return app
 

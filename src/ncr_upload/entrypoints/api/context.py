@@ -15,6 +15,7 @@ from ncr_upload.application.ports import Wanted
 from ncr_upload.application.submissions import Answer, SubmitLimits, SubmitPorts
 from ncr_upload.application.views import iso_time
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.domain.redaction import Redactor
 from ncr_upload.entrypoints.settings import Settings
 
 
@@ -28,6 +29,8 @@ class Context:
     limits: SubmitLimits
     submit_each: Callable[[Sequence[Wanted]], list[Answer | Unavailable]]
     """`submissions.submit_each` on these parts."""
+    redactor: Redactor
+    """For what an outside part said."""
     leaving: threading.Event = field(default_factory=threading.Event)
     """Set once this process is to stop: it serves on, but asks for no more requests."""
 

@@ -76,7 +76,8 @@ async def health(
     told: dict[str, Any] = {"status": found.state}
     told |= {part: "unavailable" if part in found.problems else "connected" for part in found.parts}
     if allowed:
-        told["problems"] = {part: f"{error.message}. {error.next_step}" for part, error in found.problems.items()}
+        errors = {part: api.redactor.redact_error(error) for part, error in found.problems.items()}
+        told["problems"] = {part: f"{error.message}. {error.next_step}" for part, error in errors.items()}
     return told | {"timestamp": now()}
 
 

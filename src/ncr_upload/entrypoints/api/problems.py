@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ncr_upload.domain.errors import DeliveryError, Unavailable
+from ncr_upload.domain.redaction import Redactor
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:ncr-upload:problem:"
@@ -214,17 +215,19 @@ def internal_problem(reference: str) -> JSONResponse:
     return problem(kind.code, kind.detail, reference=reference)
 
 
-def render_problems(app: FastAPI) -> None:
-    """Answer every error that has a place in the table by it. The rest is `internal_error`, see `middleware.RequestLog`."""
+def render_problems(app: FastAPI, redactor: Redactor) -> None:
+    """Answer every error that has a place in the table by it. The rest is `internal_error`, see `middleware.RequestLog`. What
+    an outside part said goes through the redactor; what the caller sent comes back as it is."""
 
     async def found(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ProblemFound)
         return problem(error.code, error.detail, headers=error.headers, **error.extra)
 
     async def delivery(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, DeliveryError)
+        redactor.redact_error(error)
         if isinstance(error, Unavailable):
             return unavailable_problem(error)
-        assert isinstance(error, DeliveryError)
         return problem(error.code, error.message, kind="invalid_request", next_step=error.next_step)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:

@@ -27,6 +27,7 @@ from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.retries import RetryLimits
 from ncr_upload.entrypoints.bootstrap.records import PATIENT_SECONDS, make_board, make_engine
+from ncr_upload.entrypoints.secrets import make_redactor
 from ncr_upload.entrypoints.settings import Settings
 
 
@@ -118,6 +119,7 @@ def make_store(settings: Settings) -> S3ObjectStore:
         secret_key=_open(settings.wasabi_secret_key),
         bucket=settings.bucket_name or "",
         verify_etag_md5=settings.verify_etag_md5,
+        redactor=make_redactor(settings),
     )
 
 
@@ -127,6 +129,7 @@ def make_validator(settings: Settings) -> HttpValidator:
         api_key=_open(settings.validator_api_key),
         key_header=settings.validator_api_key_header,
         timeout_seconds=settings.validator_timeout_seconds,
+        redactor=make_redactor(settings),
     )
 
 

@@ -30,6 +30,7 @@ from ncr_upload.application.recovery import ReleaseLimits, SweepPorts
 from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import Status
+from ncr_upload.entrypoints.secrets import make_redactor
 from ncr_upload.entrypoints.settings import Settings
 from ncr_upload.migrations.apply import LOCK_SECONDS, current_revision, downgrade, newest_revision, upgrade
 
@@ -43,7 +44,8 @@ PATIENT_SECONDS = 8.0
 def make_engine(settings: Settings, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS) -> Engine:
     """Connections of this process: call it after a fork, never before."""
     url = settings.resolved_database_url()
-    return open_engine(url, pool_size=pool_size, wait_seconds=wait_seconds, tls=_tls(settings))
+    redactor = make_redactor(settings)
+    return open_engine(url, pool_size=pool_size, wait_seconds=wait_seconds, tls=_tls(settings), redactor=redactor)
 
 
 def _tls(settings: Settings) -> Tls:
@@ -54,7 +56,14 @@ def _tls(settings: Settings) -> Tls:
 def _migrating(settings: Settings) -> Iterator[Engine]:
     """Waits for another process that migrates, and for an index that takes its time."""
     url = settings.resolved_database_url()
-    engine = open_engine(url, pool_size=2, wait_seconds=LOCK_SECONDS, statement_seconds=MIGRATION_SECONDS, tls=_tls(settings))
+    engine = open_engine(
+        url,
+        pool_size=2,
+        wait_seconds=LOCK_SECONDS,
+        statement_seconds=MIGRATION_SECONDS,
+        tls=_tls(settings),
+        redactor=make_redactor(settings),
+    )
     try:
         with translated_errors(engine):
             yield engine
@@ -177,11 +186,16 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def make_queue(settings: Settings, app: Celery) -> celery_queue.CeleryQueue:
-    return celery_queue.CeleryQueue(app, _redis_place(settings))
+    return celery_queue.CeleryQueue(app, _redis_place(settings), make_redactor(settings))
 
 
 def make_board(settings: Settings) -> RedisStatusBoard:
-    return RedisStatusBoard(settings.redis_url(), _redis_place(settings), final_seconds=settings.job_expire_hours * 3600)
+    return RedisStatusBoard(
+        settings.redis_url(),
+        _redis_place(settings),
+        final_seconds=settings.job_expire_hours * 3600,
+        redactor=make_redactor(settings),
+    )
 
 
 @contextmanager
