@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
+from ncr_upload.adapters.sql.session import bound_statements, mysql_settings, set_postgresql_session
 from ncr_upload.domain.errors import Rejected, Unavailable
 
 P = ParamSpec("P")
@@ -60,8 +61,12 @@ def open_engine(
     wait_seconds: float = WAIT_SECONDS,
     statement_seconds: float = STATEMENT_SECONDS,
     tls: Tls = Tls(),
+    zone: str = "UTC",
 ) -> Engine:
-    """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections."""
+    """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections.
+
+    `zone` is the studio's: PostgreSQL reads and writes columns `timestamp with time zone` by it.
+    """
     parsed = make_url(url)
     options: dict[str, Any] = {
         "pool_size": pool_size,
@@ -78,13 +83,9 @@ def open_engine(
             event.listen(engine, "begin", _begin_sqlite)
             return engine  # a file: nobody cuts the connection
         case "postgresql":
-            timeouts = f"-c lock_timeout={int(wait_seconds * 1000)} -c statement_timeout={int(statement_seconds * 1000)}"
-            engine = create_engine(
-                parsed,
-                pool_recycle=1800,
-                connect_args={"connect_timeout": connect_seconds, "options": timeouts, **_postgresql_tls(tls)},
-                **options,
-            )
+            connect_args = {"connect_timeout": connect_seconds, "client_encoding": "utf8", **_postgresql_tls(tls)}
+            engine = create_engine(parsed, pool_recycle=1800, connect_args=connect_args, **options)
+            event.listen(engine, "connect", set_postgresql_session(wait_seconds, statement_seconds, zone))
             event.listen(engine, "set_connection_execution_options", _go_without_transaction)
             event.listen(engine, "checkin", _write_in_transactions)
         case "mysql" | "mariadb":
@@ -93,12 +94,13 @@ def open_engine(
                 "read_timeout": statement_seconds,
                 "write_timeout": statement_seconds,
                 "charset": "utf8mb4",
-                "init_command": f"SET SESSION innodb_lock_wait_timeout={int(wait_seconds)}, time_zone='+00:00'",
+                "init_command": mysql_settings(wait_seconds, statement_seconds),
                 **_mysql_tls(tls),
             }
             engine = create_engine(
                 parsed, pool_recycle=1800, isolation_level="READ COMMITTED", connect_args=connect_args, **options
             )
+            event.listen(engine, "connect", bound_statements())
         case other:
             raise Rejected(
                 "database_unknown",
@@ -210,6 +212,12 @@ def translated_errors(engine: Engine) -> Iterator[None]:
             NEXT_STEPS[failure],
             retry_after_seconds=_RETRY_AFTER_SECONDS.get(failure, 5),
         ) from error
+    except UnicodeDecodeError as error:
+        raise Rejected(
+            "database_text",
+            f"the database {place_of(engine)} holds text that is not UTF-8: {error.object[:60]!r}",
+            "It is in SQL_ASCII, which takes any bytes: have what wrote that text write it again in UTF-8.",
+        ) from error
 
 
 class Contended(Unavailable):
@@ -240,6 +248,9 @@ _DID = {
     Failure.TLS: "and this client found no common TLS",
     Failure.FULL: "has no room left",
     Failure.READ_ONLY: "cannot be written",
+    Failure.CONNECTIONS: "allows no more connections",
+    Failure.PACKET: "takes no statement of that length",
+    Failure.SETTING: "has a setting under which it refuses this",
     Failure.ROW: "refused a row",
 }
 
