@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What the tests need that no Python package brings: OpenSSH's sshd, PostgreSQL, MariaDB, Chromium, faketime.
+# What the tests need that no Python package brings: OpenSSH's sshd, PostgreSQL, PgBouncer, MariaDB, Chromium, faketime.
 # With --bench also what only the benchmarks need: HAProxy, Debian's rclone.
 # Installed where they can be (root on Debian or Ubuntu); otherwise named, and the tests that need them say so.
 # No service of them is started, now or at the next boot.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)
-declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server [ssh-agent]=openssh-client [unzip]=unzip [faketime]=faketime)
+declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server [pgbouncer]=pgbouncer [ssh-agent]=openssh-client [unzip]=unzip [faketime]=faketime)
 [[ ${1:-} != --bench ]] || package+=([haproxy]=haproxy [rclone]=rclone)
-declare -A service=([sshd]="ssh ssh.socket" [postgres]=postgresql [mariadbd]=mariadb [haproxy]=haproxy)
+declare -A service=([sshd]="ssh ssh.socket" [postgres]=postgresql [mariadbd]=mariadb [pgbouncer]=pgbouncer [haproxy]=haproxy)
 
 list_missing() {
   for program in "${!package[@]}"; do

@@ -6,25 +6,27 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from databases import Databases, Mariadb, prepared
+from databases import Mariadb, pooled, prepared
 from fault_table import fault
-from ncr_upload.adapters.sql.engine import open_engine
+from ledgers import sql_ledger
+from ncr_upload.adapters.sql.catalogue import SqlCatalogue
+from ncr_upload.adapters.sql.engine import open_engine, translated_errors
+from ncr_upload.adapters.sql.session import find_session_doubts
 from ncr_upload.application.attempts import run_task
 from ncr_upload.application.crash_points import pass_by
 from ncr_upload.domain.errors import Unavailable
-from ncr_upload.domain.jobs import NewJob, Stage, Status, Task
+from ncr_upload.domain.jobs import NewJob, Problem, Status, Task
 from ncr_upload.entrypoints.bootstrap import deliveries
 from ncr_upload.entrypoints.bootstrap.doctor import make_checks
-from ncr_upload.entrypoints.bootstrap.records import check_database
 from ncr_upload.entrypoints.doctor import Finding, State, examine
 from ncr_upload.entrypoints.embedded.product import Product
-from outcomes import assert_delivered_once
+from outcomes import assert_delivered_once, assert_failed
 from studio_rows import open_database
 from workplace import Workplace
 
@@ -116,7 +118,6 @@ SESSIONS = (
         ),
     ),
     Odd("postgresql", "READ UNCOMMITTED", settings=of_role(default_transaction_isolation="read uncommitted")),
-    Odd("postgresql", "few connections", settings=("ALTER ROLE {role} CONNECTION LIMIT 3",)),
     *(
         odd
         for kind in MYSQLS
@@ -140,7 +141,6 @@ SESSIONS = (
                     ("autocommit", "0"),
                     ("time_zone", "'+05:30'"),
                     ("lc_messages", "'de_DE'"),
-                    ("max_user_connections", "4"),
                 ),
             ),
             Odd(
@@ -271,3 +271,165 @@ def test_the_main_job_runs_whatever_the_sessions_of_the_server_are_like(
     servers: Servers, cleaning: ExitStack, workplace: Workplace, small: Product, job_id: str, odd: Odd
 ) -> None:
     assert_delivers(workplace, make_odd(servers, odd, cleaning), small, job_id)
+
+
+# --- what no session can change
+
+
+def test_behind_a_pooler_of_sessions_the_job_runs_and_doctor_names_the_pooler(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace, small: Product, job_id: str
+) -> None:
+    url = cleaning.enter_context(pooled(make_odd(servers, DATE_STYLES[0], cleaning)))
+    assert_delivers(workplace, url, small, job_id)
+    assert any("pooler" in finding.told for finding in ask_doctor(workplace) if finding.state is State.DOUBTFUL)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", *MYSQLS])
+@fault(
+    "Database: no connection left for this user",
+    injector="CONNECTION LIMIT, MAX_USER_CONNECTIONS",
+    invariants="LA",
+    outcome="told by its own code at once; goes on when one is free",
+)
+def test_a_user_without_a_connection_left_is_told_and_goes_on_when_one_is_free(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace, small: Product, job_id: str, kind: str
+) -> None:
+    limits = {"postgresql": "ALTER ROLE {role} CONNECTION LIMIT 4"}
+    limit = limits.get(kind, "ALTER USER {role}@'127.0.0.1' WITH MAX_USER_CONNECTIONS 4")
+    move_to(workplace, make_odd(servers, Odd(kind, "", settings=(limit,)), cleaning))
+    workplace.place(job_id, small)
+    ports = workplace.ports()
+    (task,) = ports.submissions.accept([NewJob(job_id, "ann", "spring")], batch_id=None, release=1)
+    with ExitStack() as held:
+        with pytest.raises(Unavailable) as told:
+            hold(workplace.engine, 5, held)
+        assert (told.value.code, told.value.retry_after_seconds) == ("database_connections", 5), told.value
+    workplace.engine.dispose()
+    run_task(task.task_id, ports, deliveries.make_worker_options(workplace.settings, "test-worker"))
+    ended = ports.submissions.task(task.task_id)
+    assert ended is not None
+    assert_delivered_once(workplace, ended, small, spent=1)
+
+
+def hold(engine: Engine, count: int, held: ExitStack) -> None:
+    with translated_errors(engine):
+        for _ in range(count):
+            held.enter_context(engine.connect())
+
+
+def test_the_history_shows_what_the_databases_encoding_lacks_as_an_escape(servers: Servers, cleaning: ExitStack) -> None:
+    engine = open_database(make_odd(servers, Odd("postgresql", "LATIN1", in_encoding("LATIN1")), cleaning))
+    cleaning.callback(engine.dispose)
+    ledger = sql_ledger(engine)
+    (task,) = ledger.accept("job-1")
+    claim, message = ledger.claim(task), "the server said: für 🚀"
+    problem = Problem("sftp_error", "transient", message, message)
+    ledger.claims.put_back(claim, problem=problem, message=message, delay_seconds=0, spend_attempt=True)
+    shown = "the server said: für \\U0001f680"
+    found = ledger.submissions.task(task.task_id)
+    assert found is not None
+    assert (found.message, found.problem and found.problem.message) == (shown, shown)
+    assert ledger.submissions.history(task.task_id)[-1].message == shown
+
+
+def test_text_of_others_that_is_not_utf8_is_refused_by_its_bytes(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace, small: Product, job_id: str
+) -> None:
+    move_to(workplace, make_odd(servers, NO_UNICODE[0], cleaning))
+    workplace.place(job_id, small)
+    run(workplace.engine, "UPDATE job_files SET file_path = convert_from('\\x636166e9'::bytea, 'SQL_ASCII') || file_path")
+    task = deliver(workplace, job_id, "ann")
+    assert (task.status, task.problem and task.problem.code, task.attempt) == (Status.FAILED, "database_text", 1), task.message
+    assert "0xe9" in task.message
+
+
+def test_time_with_a_zone_is_the_studios_whatever_the_servers_zone_is(servers: Servers, cleaning: ExitStack) -> None:
+    odd = Odd("postgresql", "Tokyo", settings=of_role(timezone="Asia/Tokyo"))
+    engine = open_engine(make_odd(servers, odd, cleaning), zone="America/New_York")
+    cleaning.callback(engine.dispose)
+    run(engine, "CREATE TABLE job_files (job_id TEXT, file_path TEXT, file_type TEXT, timestamp TIMESTAMPTZ)")
+    run(engine, "INSERT INTO job_files VALUES ('j', 'a.glb', 'base', '2026-11-01 03:00:00+00')")
+    (file,) = SqlCatalogue(engine, ZoneInfo("America/New_York")).list_files("j")
+    assert file.timestamp.startswith("2026-10-31 23:00:00")
+
+
+def test_a_zone_that_the_server_does_not_know_is_a_doubt_of_the_doctors_and_stops_nothing(
+    servers: Servers, cleaning: ExitStack
+) -> None:
+    engine = open_engine(
+        make_odd(servers, Odd("postgresql", "", settings=of_role(datestyle="German")), cleaning), zone="No/Where"
+    )
+    cleaning.callback(engine.dispose)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT current_setting('DateStyle')").scalar_one().startswith("ISO")
+        assert any("No/Where" in told for told, _ in find_session_doubts(connection, (), "No/Where"))
+
+
+@pytest.mark.parametrize("kind", MYSQLS)
+def test_what_mysqls_settings_do_to_the_service_is_named_by_doctor(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace, kind: str
+) -> None:
+    short = (("max_allowed_packet", "65536"), ("innodb_flush_log_at_trx_commit", "2"))
+    move_to(workplace, make_odd(servers, Odd(kind, "", "CHARACTER SET latin1", global_settings=short), cleaning))
+    doubts = " ".join(finding.told for finding in ask_doctor(workplace) if finding.state is State.DOUBTFUL)
+    for told in ("max_allowed_packet is 65536", "innodb_flush_log_at_trx_commit is 2", "history_log.action_by (latin1)"):
+        assert told in doubts
+    assert "job_files" not in doubts
+
+
+# --- rows that the studio's tables never take
+
+ROCKET = "ann 🚀"
+NARROW = [
+    *((kind, f"ALTER TABLE history_log CONVERT TO CHARACTER SET {name}") for kind in MYSQLS for name in ("latin1", "utf8mb3")),
+    ("postgresql", "ALTER TABLE history_log ALTER action_by TYPE VARCHAR(4)"),
+]
+
+
+@pytest.mark.parametrize(("kind", "narrowing"), NARROW)
+@fault(
+    "SQL: a value that the studio's table cannot hold",
+    injector="history_log in latin1 and utf8mb3, a user with an emoji; a short column",
+    invariants="LOPRH",
+    outcome="rejected at the first attempt naming table, column and value; nothing fetched",
+)
+def test_a_user_whose_name_the_studios_table_cannot_hold_is_rejected_before_anything_is_fetched(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace, small: Product, job_id: str, kind: str, narrowing: str
+) -> None:
+    move_to(workplace, make_odd(servers, Odd(kind, ""), cleaning))
+    workplace.place(job_id, small)
+    run(workplace.engine, narrowing)
+    task = deliver(workplace, job_id, ROCKET)
+    assert_failed(
+        workplace, task, "database_row_refused", "rejected", "table history_log", "column action_by", "'ann \\U0001f680'"
+    )
+    assert task.attempt == 1
+    assert not any("downloading" in line for line in workplace.history(task))
+    assert deliver(workplace, job_id, "ann").status is Status.COMPLETED
+
+
+def at(point: str, engine: Engine, *statements: str) -> Callable[[str], None]:
+    return lambda reached: run(engine, *statements) if reached == point else None
+
+
+def test_a_row_that_is_refused_since_the_job_began_is_rejected_before_the_publish(
+    workplace: Workplace, small: Product, job_id: str
+) -> None:
+    workplace.place(job_id, small)
+    change = at("stage:after", workplace.engine, FORBID)
+    task = deliver(workplace, job_id, "ann", change)
+    workplace.sweep(task)
+    assert_failed(workplace, task, "database_row_refused", "rejected", "table email", "no mail today")
+
+
+FORBID = "CREATE TRIGGER no_mail BEFORE INSERT ON email BEGIN SELECT RAISE(ABORT, 'no mail today'); END"
+
+
+def test_once_the_package_is_visible_a_refused_row_is_tried_again(workplace: Workplace, small: Product, job_id: str) -> None:
+    workplace.place(job_id, small)
+    task = deliver(workplace, job_id, "ann", at("publish:after", workplace.engine, FORBID))
+    assert (task.status, task.problem and task.problem.error_class) == (Status.PENDING, "transient"), task.message
+    assert workplace.delivered(job_id) == small.delivered
+    run(workplace.engine, "DROP TRIGGER no_mail")
+    workplace.let_time_pass()
+    assert_delivered_once(workplace, workplace.attempt(task), small, spent=2)

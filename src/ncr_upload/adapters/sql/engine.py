@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
-from ncr_upload.adapters.sql.session import bound_statements, mysql_settings, set_postgresql_session
+from ncr_upload.adapters.sql.session import bound_statements, mysql_settings, note_encoding, set_postgresql_session
 from ncr_upload.domain.errors import Rejected, Unavailable
 
 P = ParamSpec("P")
@@ -86,6 +86,7 @@ def open_engine(
             connect_args = {"connect_timeout": connect_seconds, "client_encoding": "utf8", **_postgresql_tls(tls)}
             engine = create_engine(parsed, pool_recycle=1800, connect_args=connect_args, **options)
             event.listen(engine, "connect", set_postgresql_session(wait_seconds, statement_seconds, zone))
+            event.listen(engine, "connect", note_encoding(engine.dialect))
             event.listen(engine, "set_connection_execution_options", _go_without_transaction)
             event.listen(engine, "checkin", _write_in_transactions)
         case "mysql" | "mariadb":
@@ -198,26 +199,20 @@ def describe_server(connection: Connection) -> str:
 
 @contextmanager
 def translated_errors(engine: Engine) -> Iterator[None]:
-    """Raises `Unavailable` for what the database fails to do. What is a bug (broken SQL, say) passes through."""
+    """Raises `Unavailable` for what the database fails to do, `Rejected` for text of others that cannot be read. What is a bug
+    (broken SQL, say) passes through."""
     try:
         yield
     except SQLAlchemyError as error:
         failure = find_failure(error)
         if failure is None:
             raise
+        message = f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}"
+        if failure is Failure.TEXT:
+            raise Rejected(failure.value, message, NEXT_STEPS[failure]) from error
         kind = Contended if failure is Failure.CONTENDED else Unavailable
-        raise kind(
-            failure.value,
-            f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}",
-            NEXT_STEPS[failure],
-            retry_after_seconds=_RETRY_AFTER_SECONDS.get(failure, 5),
-        ) from error
-    except UnicodeDecodeError as error:
-        raise Rejected(
-            "database_text",
-            f"the database {place_of(engine)} holds text that is not UTF-8: {error.object[:60]!r}",
-            "It is in SQL_ASCII, which takes any bytes: have what wrote that text write it again in UTF-8.",
-        ) from error
+        seconds = _RETRY_AFTER_SECONDS.get(failure, 5)
+        raise kind(failure.value, message, NEXT_STEPS[failure], retry_after_seconds=seconds) from error
 
 
 class Contended(Unavailable):
@@ -251,6 +246,7 @@ _DID = {
     Failure.CONNECTIONS: "allows no more connections",
     Failure.PACKET: "takes no statement of that length",
     Failure.SETTING: "has a setting under which it refuses this",
+    Failure.TEXT: "holds text that is not UTF-8",
     Failure.ROW: "refused a row",
 }
 

@@ -24,6 +24,8 @@ class Failure(StrEnum):
     CONNECTIONS = "database_connections"
     PACKET = "database_packet"
     SETTING = "database_setting"
+    TEXT = "database_text"
+    """What is stored there is not text: only a database in SQL_ASCII takes any bytes."""
     ROW = "database_row_refused"
     """The values or the table's rules are at fault: the very same row is refused each time."""
     UNAVAILABLE = "database_unavailable"
@@ -103,6 +105,7 @@ _TABLE: tuple[tuple[Failure, _Signs], ...] = (
     ),
     (Failure.PACKET, _Signs(numbers=frozenset({1153, 1301}))),
     (Failure.SETTING, _Signs(numbers=frozenset({1175, 1665}))),
+    (Failure.TEXT, _Signs(frozenset({"22021"}))),
     (Failure.ROW, _Signs(frozenset({"P0001", "44000", "428C9", "42804", SIGNALLED}), _REFUSED_ROWS)),
 )
 
@@ -146,6 +149,8 @@ NEXT_STEPS = {
     "API and worker processes; the service tries again by itself.",
     Failure.PACKET: "Set max_allowed_packet=16M (or more) in the server's configuration.",
     Failure.SETTING: "Change that setting of the server, or of DB_USER's sessions; `ncr doctor` names what it finds.",
+    Failure.TEXT: "The database is in SQL_ASCII, which takes any bytes: have the program that wrote that text write it anew in "
+    "UTF-8.",
     Failure.ROW: "Compare the table with what the service writes (docs/catalogue_sql.md): a column may be too short, demand a "
     "value it is not given, or lack utf8mb4.",
     Failure.UNAVAILABLE: "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries "

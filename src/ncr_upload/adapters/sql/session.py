@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Dialect, Text, text
+from sqlalchemy.types import TypeDecorator
 
 UNICODE_ENCODINGS = ("UTF8", "SQL_ASCII")
 """PostgreSQL's encodings that hold every character; SQL_ASCII holds the bytes of UTF-8 unlooked-at."""
@@ -20,6 +23,45 @@ INVALID_SETTING = "22023"
 SMALL_PACKET_BYTES = 1024 * 1024
 LARGEST_STATEMENT_BYTES = 1_000_000
 PACKET_MARGIN_BYTES = 1024
+
+
+_codecs: WeakKeyDictionary[Dialect, str] = WeakKeyDictionary()
+"""Python's name of the encoding of each engine's database, where that is not Unicode."""
+
+
+class FreeText(TypeDecorator[str]):
+    """Text for people, such as a line of the history. A character that the database's encoding lacks is written as an escape:
+    an error from outside must not keep the service from writing down that it happened."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return the text as the database can hold it."""
+        codec = _codecs.get(dialect)
+        return value if codec is None or value is None else value.encode(codec, "backslashreplace").decode(codec)
+
+
+def note_encoding(dialect: Dialect) -> Callable[[Any, Any], None]:
+    """Return a listener for `connect` that remembers the encoding of a PostgreSQL database for `FreeText`."""
+
+    def note(connection: Any, _record: Any) -> None:
+        encoding = connection.info.parameter_status("server_encoding") or UNICODE_ENCODINGS[0]
+        if encoding not in UNICODE_ENCODINGS:
+            _codecs[dialect] = _codec_of(encoding)
+
+    return note
+
+
+def _codec_of(encoding: str) -> str:
+    name = _LATIN.get(encoding) or encoding.replace("WIN", "cp").replace("ISO_8859_", "iso8859_")
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        return "ascii"
+
+
+_LATIN = {f"LATIN{number}": f"latin{number}" for number in range(1, 11)} | {"KOI8R": "koi8_r", "KOI8U": "koi8_u"}
 
 
 def mysql_settings(wait_seconds: float, statement_seconds: float) -> str:
