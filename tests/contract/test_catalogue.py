@@ -11,9 +11,11 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import Engine, text
 
+from databases import SERVERS
 from ncr_upload.adapters.sql import catalogue as studio
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.engine import translated_errors
+from ncr_upload.adapters.sql.own_statements import OwnCatalogue
 from ncr_upload.adapters.sql.studio_tables import find_lasting
 from ncr_upload.application.ports import Verdict
 from ncr_upload.domain.errors import Rejected
@@ -244,6 +246,17 @@ def test_a_row_that_no_try_will_get_in_is_rejected_naming_table_column_and_value
     if engine.dialect.name == "postgresql" and "length" in told:
         assert told in refused.value.message
     assert rows(engine, studio.history_log) == [] or table == "history_log"
+
+
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
+def test_of_a_studios_own_statement_the_refused_value_is_named_too(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE shipped (ticket VARCHAR(9), who VARCHAR(4))"))
+    own = OwnCatalogue(engine, NEW_YORK, {"record_delivery": [text("INSERT INTO shipped VALUES (:job_id, :username)")]})
+    with pytest.raises(Rejected, match="table shipped") as refused:
+        rehearse(engine, own, replace(TASK, username="annabel"))
+    named = ":username and the value 'annabel'" if engine.dialect.name == "postgresql" else "its column who"
+    assert (refused.value.code, named in refused.value.message) == ("database_row_refused", True), refused.value
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)

@@ -20,6 +20,7 @@ from ncr_upload.adapters.sql.engine import open_engine, translated_errors
 from ncr_upload.adapters.sql.session import find_session_doubts
 from ncr_upload.application.attempts import run_task
 from ncr_upload.application.crash_points import pass_by
+from ncr_upload.application.ports import AlreadyLive, CancelAnswer
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Problem, Status, Task
 from ncr_upload.entrypoints.bootstrap import deliveries
@@ -363,6 +364,20 @@ def test_a_zone_that_the_server_does_not_know_is_a_doubt_of_the_doctors_and_stop
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT current_setting('DateStyle')").scalar_one().startswith("ISO")
         assert any("No/Where" in told for told, _ in find_session_doubts(connection, (), "No/Where"))
+
+
+@pytest.mark.parametrize("kind", MYSQLS)
+def test_a_large_batch_goes_in_statements_as_long_as_the_server_takes(servers: Servers, cleaning: ExitStack, kind: str) -> None:
+    small_packets = (("max_allowed_packet", "16384"),)
+    engine = open_database(make_odd(servers, Odd(kind, "", global_settings=small_packets), cleaning))
+    cleaning.callback(engine.dispose)
+    submissions, batch_id = sql_ledger(engine).submissions, str(uuid.uuid4())
+    jobs = [NewJob(f"{'job-' * 30}{number:04}", "ann", "spring") for number in range(400)]
+    assert len(submissions.accept(jobs, batch_id=batch_id, release=1)) == len(jobs)
+    live = submissions.accept(jobs, batch_id=str(uuid.uuid4()), release=1)
+    assert len(live) == len(jobs)
+    assert all(isinstance(each, AlreadyLive) for each in live)
+    assert submissions.cancel_batch(batch_id) == {CancelAnswer.CANCELLED: len(jobs)}
 
 
 @pytest.mark.parametrize("kind", MYSQLS)

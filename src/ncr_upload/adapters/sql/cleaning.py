@@ -11,7 +11,7 @@ from ncr_upload.adapters.sql.rows import take_row
 from ncr_upload.adapters.sql.tables import db_now, idempotency, jobs, statement_now
 from ncr_upload.domain.jobs import Status
 
-IDS_AT_ONCE = 500
+IDS_AT_ONCE = 250
 
 
 class SqlCleaning:

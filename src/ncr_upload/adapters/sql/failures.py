@@ -151,7 +151,7 @@ NEXT_STEPS = {
     Failure.SETTING: "Change that setting of the server, or of DB_USER's sessions; `ncr doctor` names what it finds.",
     Failure.TEXT: "The database is in SQL_ASCII, which takes any bytes: have the program that wrote that text write it anew in "
     "UTF-8.",
-    Failure.ROW: "Compare the table with what the service writes (docs/catalogue_sql.md): a column may be too short, demand a "
+    Failure.ROW: "Compare the table with what the service writes (docs/database.md): a column may be too short, demand a "
     "value it is not given, or lack utf8mb4.",
     Failure.UNAVAILABLE: "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries "
     "again by itself.",

@@ -21,7 +21,9 @@ DECLARED_LENGTH = "declared_length"
 _STATEMENT = re.compile(r"^\s*(?:INSERT\s+(?:IGNORE\s+)?INTO|REPLACE\s+INTO|UPDATE|DELETE\s+FROM)\s+([^\s(]+)", re.IGNORECASE)
 _MYSQL_COLUMN = re.compile(r"(?:column|field) [`'](?:[^`']+`\.`(?P<table>[^`']+)`\.`)?(?P<column>[^`']+)[`']", re.IGNORECASE)
 _SQLITE_COLUMN = re.compile(r"(?:NOT NULL|UNIQUE) constraint failed: (?P<table>\w+)\.(?P<column>\w+)")
-_BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
+_BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*|(?:\\+x[0-9A-F]{2})+")
+"""A character, as PostgreSQL and as MySQL write the one that they cannot keep."""
+
 _LENGTH = re.compile(r"character(?: varying)?\((\d+)\)")
 
 
@@ -50,19 +52,22 @@ def rejecting(record: Recording, values: Mapping[str, Any], find_tables: Callabl
 
 
 def _rejection(error: DBAPIError, values: Mapping[str, Any], tables: Mapping[str, Table]) -> Rejected:
-    table, column = _find_place(error)
-    words = cause_of(error)
-    column = column or _find_column(str(error.orig), values, tables.get(table or ""))
-    value = values.get(column) if column is not None else None
-    message = f"the studio's table {table or '(unknown)'} does not take this job's row"
-    if column is not None:
-        message += f", because of its column {column}"
-    if value is not None:
-        message += f" and the value {_shown(value)}"
+    place, column = _find_place(error)
+    table = tables.get(place or "")
+    name = column if column in values else _find_value(str(error.orig), values, table)
+    message = f"the studio's table {place or '(unknown)'} does not take this job's row"
+    if column is not None or (table is not None and name is not None):
+        message += f", because of its column {column or name}"
+    elif name is not None:
+        message += f", because of :{name}"
+    if name is not None and values[name] is not None:
+        message += f" and the value {_shown(values[name])}"
         step = "Submit the job again with a value that the column takes, or have the studio change the column"
     else:
         step = "Have the studio change what the table demands, then submit the job again"
-    return Rejected(Failure.ROW.value, f"{message}: {words}", f"{step} (docs/catalogue_sql.md). Nothing was published.")
+    return Rejected(
+        Failure.ROW.value, f"{message}: {cause_of(error)}", f"{step} (docs/database.md). Nothing was published."
+    )
 
 
 def _find_place(error: DBAPIError) -> tuple[str | None, str | None]:
@@ -79,17 +84,16 @@ def _find_place(error: DBAPIError) -> tuple[str | None, str | None]:
     return named["table"] or table, named["column"]
 
 
-def _find_column(words: str, values: Mapping[str, Any], table: Table | None) -> str | None:
-    """Return the column, or the parameter of an own statement, whose value the error fits; for PostgreSQL, which names none."""
+def _find_value(words: str, values: Mapping[str, Any], table: Table | None) -> str | None:
+    """Return the column, or the parameter of an own statement, whose value fits the error: the database may not name it."""
     texts = {name: value for name, value in values.items() if isinstance(value, str) and _may_hold(table, name)}
     if found := _BYTES.search(words):
-        lacking = bytes.fromhex(found[0].replace("0x", "").replace(" ", "")).decode("utf-8", "replace")
+        lacking = bytes.fromhex(re.sub(r"\\+x|0x| ", "", found[0])).decode("utf-8", "replace")
         return next((name for name, value in texts.items() if lacking in value), None)
     if found := _LENGTH.search(words):
         limit = int(found[1])
         long = [name for name, value in texts.items() if len(value) > limit]
-        declared = [name for name in long if table is None or _declared(table, name) in (None, limit)]
-        return next(iter(declared), None)
+        return next((name for name in long if table is None or _declared(table, name) in (None, limit)), None)
     return next((name for name, value in texts.items() if value and f'"{value}"' in words), None)
 
 
