@@ -65,9 +65,7 @@ def _rejection(error: DBAPIError, values: Mapping[str, Any], tables: Mapping[str
         step = "Submit the job again with a value that the column takes, or have the studio change the column"
     else:
         step = "Have the studio change what the table demands, then submit the job again"
-    return Rejected(
-        Failure.ROW.value, f"{message}: {cause_of(error)}", f"{step} (docs/database.md). Nothing was published."
-    )
+    return Rejected(Failure.ROW.value, f"{message}: {cause_of(error)}", f"{step} (docs/database.md). Nothing was published.")
 
 
 def _find_place(error: DBAPIError) -> tuple[str | None, str | None]:
