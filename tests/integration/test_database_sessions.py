@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
@@ -176,17 +176,17 @@ def make_odd(servers: Servers, odd: Odd, cleaning: ExitStack) -> str:
         for statement in odd.settings:
             connection.exec_driver_sql(statement.format(database=name, role=name))
         before = {each: connection.exec_driver_sql(f"SELECT @@GLOBAL.{each}").scalar() for each, _ in odd.global_settings}
-    for each, was in before.items():
-        cleaning.callback(set_global, admin, each, was if isinstance(was, int | float) else f"'{was or ''}'")
-    for each, value in odd.global_settings:
-        set_global(admin, each, value)
+    put_back = [(each, str(was) if isinstance(was, int | float) else f"'{was or ''}'") for each, was in before.items()]
+    cleaning.callback(set_globals, admin, put_back)
+    set_globals(admin, odd.global_settings)
     return url.set(username=name, database=name).render_as_string(hide_password=False)
 
 
-def set_global(admin: Engine, name: str, value: object) -> None:
+def set_globals(admin: Engine, settings: Sequence[tuple[str, str]]) -> None:
     with admin.connect() as connection:
-        connection.exec_driver_sql(f"SET GLOBAL {name} = {value}")
-    admin.dispose()  # the next connection begins with it
+        for name, value in settings:
+            connection.exec_driver_sql(f"SET GLOBAL {name} = {value}")
+    admin.dispose()  # the next connection begins with them
 
 
 @pytest.fixture

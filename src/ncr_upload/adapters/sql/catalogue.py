@@ -219,17 +219,17 @@ class SqlCatalogue:
     def written(self, task: Task, sku: str | None, **more: Any) -> dict[str, Any]:
         """Return what the recordings write, by column or parameter, to name the value that is refused."""
         return {
+            "username": task.username,
+            "campaign": task.campaign,
+            "sku": sku,
+            "job_id": task.job_id,
+            "row_id": task.row_id,
             "action_by": task.username,
             "campagin": task.campaign,
-            "sku": sku,
             "sku_id": sku,
             "action": "review",
             "status": "Waiting",
             "job_status": "IAPPROVED",
-            "job_id": task.job_id,
-            "row_id": task.row_id,
-            "username": task.username,
-            "campaign": task.campaign,
             **more,
         }
 
