@@ -48,7 +48,7 @@ class Servers:
             server = self._running.enter_context(prepared(kind))
             server.more += ["--character-set-server=latin1"] if kind in MYSQLS else []
             if isinstance(server, Mariadb):
-                server.more += ["--lower-case-table-names=1", "--skip-character-set-client-handshake", "--log-bin=off"]
+                server.more += ["--lower-case-table-names=1", "--skip-character-set-client-handshake", "--log-bin=changes"]
             self._urls[kind] = server.start()
         return self._urls[kind]
 
@@ -378,6 +378,24 @@ def test_a_large_batch_goes_in_statements_as_long_as_the_server_takes(servers: S
     assert len(live) == len(jobs)
     assert all(isinstance(each, AlreadyLive) for each in live)
     assert submissions.cancel_batch(batch_id) == {CancelAnswer.CANCELLED: len(jobs)}
+    with pytest.raises(Unavailable) as told, translated_errors(engine):
+        run(engine, f"UPDATE ncr_jobs SET message = '{'x' * 20_000}'")
+    assert told.value.code == "database_packet", told.value
+
+
+def test_a_binary_log_that_no_job_could_be_written_into_is_told_by_its_setting(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace
+) -> None:
+    move_to(workplace, make_odd(servers, Odd("mariadb", ""), cleaning))
+    url = make_url(servers.url("mariadb"))
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    cleaning.callback(set_globals, admin, [("binlog_format", "'MIXED'")])
+    set_globals(admin, [("binlog_format", "'STATEMENT'")])
+    workplace.engine.dispose()
+    with pytest.raises(Unavailable) as told:
+        sql_ledger(workplace.engine).accept("job-1")
+    assert told.value.code == "database_setting", told.value
+    assert any("binlog_format" in finding.told for finding in ask_doctor(workplace) if finding.state is State.DOUBTFUL)
 
 
 @pytest.mark.parametrize("kind", MYSQLS)

@@ -103,7 +103,7 @@ _TABLE: tuple[tuple[Failure, _Signs], ...] = (
             text=_text(r"too many (clients|connections)|remaining connection slots|no more connections allowed"),
         ),
     ),
-    (Failure.PACKET, _Signs(numbers=frozenset({1153, 1301}))),
+    (Failure.PACKET, _Signs(numbers=frozenset({1153, 1301}), text=_text(r"max_allowed_packet"))),
     (Failure.SETTING, _Signs(numbers=frozenset({1175, 1665}))),
     (Failure.TEXT, _Signs(frozenset({"22021"}))),
     (Failure.ROW, _Signs(frozenset({"P0001", "44000", "428C9", "42804", SIGNALLED}), _REFUSED_ROWS)),

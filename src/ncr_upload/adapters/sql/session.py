@@ -20,6 +20,9 @@ IDLE_SECONDS = 60
 """The server may end an idle transaction after so long: that of a worker that stands still. Also the least `wait_timeout`."""
 
 INVALID_SETTING = "22023"
+HUNG_UP = (2006, 2013, 1153)
+"""How the driver tells that the server closed the connection; with 1153 it does so next."""
+
 SMALL_PACKET_BYTES = 1024 * 1024
 LARGEST_STATEMENT_BYTES = 1_000_000
 PACKET_MARGIN_BYTES = 1024
@@ -123,19 +126,39 @@ def set_postgresql_session(wait_seconds: float, statement_seconds: float, zone: 
 def bound_statements() -> Callable[[Any, Any], None]:
     """Return a listener for `connect` that keeps MySQL's many-row INSERTs within what the server takes.
 
-    Its first connection asks for `max_allowed_packet`, which no session may change.
+    The first connection asks for `max_allowed_packet`, which no session may change.
     """
-    known: list[int] = []
+    cursors: list[type] = []
 
     def apply(connection: Any, _record: Any) -> None:
-        if not known:
+        if not cursors:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT @@max_allowed_packet")
-                known.append(min(LARGEST_STATEMENT_BYTES, int(cursor.fetchone()[0]) - PACKET_MARGIN_BYTES))
-        usual = connection.cursorclass
-        connection.cursorclass = type(usual.__name__, (usual,), {"max_stmt_length": known[0]})
+                cursors.append(_make_cursor(int(cursor.fetchone()[0])))
+        connection.cursorclass = cursors[0]
 
     return apply
+
+
+def _make_cursor(packet_bytes: int) -> type:
+    from pymysql.cursors import Cursor  # noqa: PLC0415 - only where there is MySQL
+    from pymysql.err import OperationalError  # noqa: PLC0415
+
+    class BoundedCursor(Cursor):
+        max_stmt_length = min(LARGEST_STATEMENT_BYTES, packet_bytes - PACKET_MARGIN_BYTES)
+
+        def execute(self, query: str, args: Any = None) -> int:
+            """Run the statement. The server hangs up on one that is too long, which would look like an outage."""
+            try:
+                return super().execute(query, args)
+            except OperationalError as error:
+                size = len(self.mogrify(query, args).encode(errors="replace"))
+                if error.args[0] not in HUNG_UP or size < packet_bytes:
+                    raise
+                told = f"a statement of {size} bytes does not fit into the server's max_allowed_packet of {packet_bytes} bytes"
+                raise OperationalError(HUNG_UP[0], told) from error
+
+    return BoundedCursor
 
 
 Doubtful = tuple[str, str]
