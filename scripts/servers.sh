@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What the tests need that no Python package brings: OpenSSH's sshd, PostgreSQL, MariaDB, Chromium, faketime, Debian's rclone
-# (named by its path: a newer one comes with a Python package). With --bench also what only the benchmarks need: HAProxy.
+# What the tests need that no Python package brings: OpenSSH's sshd, PostgreSQL, PgBouncer, MariaDB, Chromium, faketime, Debian's
+# rclone (named by its path: a newer one comes with a Python package). With --bench also what only the benchmarks need: HAProxy.
 # Installed where they can be (root on Debian or Ubuntu); otherwise named, and the tests that need them say so.
 # No service of them is started, now or at the next boot.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)
-declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server [ssh-agent]=openssh-client [unzip]=unzip [faketime]=faketime [/usr/bin/rclone]=rclone)
+declare -A package=([sshd]=openssh-server [chromium]=chromium [postgres]=postgresql [mariadbd]=mariadb-server [pgbouncer]=pgbouncer [ssh-agent]=openssh-client [unzip]=unzip [faketime]=faketime [/usr/bin/rclone]=rclone)
 [[ ${1:-} != --bench ]] || package+=([haproxy]=haproxy)
-declare -A service=([sshd]="ssh ssh.socket" [postgres]=postgresql [mariadbd]=mariadb [haproxy]=haproxy)
+declare -A service=([sshd]="ssh ssh.socket" [postgres]=postgresql [mariadbd]=mariadb [pgbouncer]=pgbouncer [haproxy]=haproxy)
 
 list_missing() {
   for program in "${!package[@]}"; do

@@ -180,6 +180,36 @@ def started(kind: str, *, durable: bool = False) -> Iterator[str]:
 
 
 @contextmanager
+def pooled(url: str) -> Iterator[str]:
+    """The URL of PgBouncer, pooling sessions, before the PostgreSQL database of this URL."""
+    real, port = make_url(url), free_port()
+    with _folder_of("postgres") as (folder, user):
+        (folder / "users").write_text(f'"{real.username}" ""\n')
+        (folder / "ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={real.port}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n"
+            f"unix_socket_dir=\nauth_type=trust\nauth_file={folder / 'users'}\npool_mode=session\n"
+        )
+        log = folder / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [require("pgbouncer"), str(folder / "ini")],
+                user=user,
+                group=user,
+                extra_groups=[] if user else None,
+                cwd="/",
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            before = real.set(port=port).render_as_string(hide_password=False)
+            _wait(before, process, lambda: log.read_text(errors="replace")[-1000:])
+            yield before
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
 def _folder_of(owner: str) -> Iterator[tuple[Path, str | None]]:
     """A folder the server may use, and the user to run it as (None: the current one)."""
     folder = Path(tempfile.mkdtemp(prefix=f"ncr-{owner}-"))

@@ -30,6 +30,7 @@ HOW_TO_GET = {
     "faketime": "apt-get install faketime",
     "haproxy": "apt-get install haproxy",
     "node": "apt-get install nodejs, or make setup (extra 'validator')",
+    "pgbouncer": "apt-get install pgbouncer",
     "ssh-agent": "apt-get install openssh-client",
 }
 

@@ -60,6 +60,9 @@ class MemoryCatalogue:
     def rehearsed(self, task: Task, sku: str) -> Recording:
         return lambda _: None
 
+    def foreseen(self, task: Task, sku: str) -> Recording | None:
+        return None
+
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         return self._noting("judged")
 

@@ -11,12 +11,14 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import Engine, text
 
+from databases import SERVERS
 from ncr_upload.adapters.sql import catalogue as studio
 from ncr_upload.adapters.sql.catalogue import SqlCatalogue
 from ncr_upload.adapters.sql.engine import translated_errors
+from ncr_upload.adapters.sql.own_statements import OwnCatalogue
 from ncr_upload.adapters.sql.studio_tables import find_lasting
 from ncr_upload.application.ports import Verdict
-from ncr_upload.domain.errors import Rejected, Unavailable
+from ncr_upload.domain.errors import Rejected
 from ncr_upload.domain.jobs import Stage, Status, Task
 from ncr_upload.domain.selection import select_files
 from studio_rows import put, put_job, rows
@@ -198,10 +200,86 @@ def test_a_rehearsal_is_refused_as_the_delivery_would_be(engine: Engine, catalog
     remake(
         engine, "history_log", "sku_id VARCHAR(9), action VARCHAR(9), action_by VARCHAR(9), timestamp TEXT, more INT NOT NULL"
     )
-    with pytest.raises(Unavailable) as refused, translated_errors(engine), engine.begin() as connection:
-        catalogue.rehearsed(TASK, "SKU1")(connection)
-    assert (refused.value.code, "more" in refused.value.message) == ("database_row_refused", True)
+    with pytest.raises(Rejected, match=r"history_log .* column more") as refused:
+        rehearse(engine, catalogue, TASK)
+    assert refused.value.code == "database_row_refused"
     assert rows(engine, studio.email) == []
+
+
+def rehearse(engine: Engine, catalogue: SqlCatalogue, task: Task) -> None:
+    with translated_errors(engine), engine.begin() as connection:
+        catalogue.rehearsed(task, "SKU1")(connection)
+
+
+HISTORY = "sku_id VARCHAR(9), action VARCHAR(9), action_by VARCHAR(9) {}, timestamp VARCHAR(19)"
+EMAIL = "sku VARCHAR(9) UNIQUE, status VARCHAR(9), campagin {}"
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "task", "told"),
+    [
+        ("history_log", HISTORY.format("CHECK (action_by <> 'ann')"), {}, ""),
+        (
+            "history_log",
+            HISTORY.format(""),
+            {"username": "ann-from-the-studio"},
+            "action_by and the value 'ann-from-the-studio'",
+        ),
+        ("email", EMAIL.format("INTEGER"), {"campaign": "spring"}, "campagin"),
+        ("email", EMAIL.format("VARCHAR(9)"), {}, "SKU1"),  # which it holds already
+    ],
+    ids=["constraint", "length", "type", "unique"],
+)
+def test_a_row_that_no_try_will_get_in_is_rejected_naming_table_column_and_value(
+    engine: Engine, catalogue: SqlCatalogue, table: str, columns: str, task: dict[str, Any], told: str
+) -> None:
+    put_job(engine, "job-1")
+    is_sqlite = engine.dialect.name == "sqlite"
+    if is_sqlite:  # it minds neither length nor type, unless it is told to
+        columns = columns.replace("action_by VARCHAR(9) ,", "action_by VARCHAR(9) CHECK (length(action_by) < 10),")
+        columns = columns.replace("campagin INTEGER", "campagin INTEGER CHECK (typeof(campagin) = 'integer')")
+    remake(engine, table, columns, *(["'SKU1', '', NULL"] if told == "SKU1" else []))
+    with pytest.raises(Rejected, match=f"table {table} ") as refused:
+        rehearse(engine, catalogue, replace(TASK, **task))
+    assert refused.value.code == "database_row_refused"
+    assert is_sqlite or engine.dialect.name == "postgresql" or told in refused.value.message, refused.value
+    if engine.dialect.name == "postgresql" and "length" in told:
+        assert told in refused.value.message
+    assert rows(engine, studio.history_log) == [] or table == "history_log"
+
+
+@pytest.mark.parametrize("engine", SERVERS, indirect=True)
+def test_of_a_studios_own_statement_the_refused_value_is_named_too(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE shipped (ticket VARCHAR(9), who VARCHAR(4))"))
+    own = OwnCatalogue(engine, NEW_YORK, {"record_delivery": [text("INSERT INTO shipped VALUES (:job_id, :username)")]})
+    with pytest.raises(Rejected, match="table shipped") as refused:
+        rehearse(engine, own, replace(TASK, username="annabel"))
+    named = ":username and the value 'annabel'" if engine.dialect.name == "postgresql" else "its column who"
+    assert (refused.value.code, named in refused.value.message) == ("database_row_refused", True), refused.value
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_constraint_that_is_looked_at_when_the_transaction_ends_is_looked_at_by_the_rehearsal(
+    engine: Engine, catalogue: SqlCatalogue
+) -> None:
+    put_job(engine, "job-1")
+    remake(engine, "email", "sku VARCHAR(9) UNIQUE DEFERRABLE INITIALLY DEFERRED, status TEXT, campagin TEXT", "'SKU1', '', ''")
+    with pytest.raises(Rejected, match="table email") as refused:
+        rehearse(engine, catalogue, TASK)
+    assert refused.value.code == "database_row_refused"
+
+
+def test_what_was_just_taken_from_a_user_for_a_campaign_is_not_tried_again_so_soon(
+    engine: Engine, catalogue: SqlCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_job(engine, "job-1")
+    assert catalogue.foreseen(TASK, "SKU1") is not None
+    rehearse(engine, catalogue, TASK)
+    assert catalogue.foreseen(TASK, "SKU1") is None
+    assert catalogue.foreseen(replace(TASK, username="bob"), "SKU1") is not None
+    monkeypatch.setattr(studio, "TAKEN_SECONDS", 0.0)
+    assert catalogue.foreseen(TASK, "SKU1") is not None
 
 
 @pytest.mark.parametrize("engine", ["mariadb", "mysql"], indirect=True)

@@ -219,7 +219,8 @@ class Delivery:
         selection = select_files(listed, self.options.file_selection, job_id=self.task.job_id)
         layout = plan_layout(selection.files, source.sku, self.options.layout_collisions)
         facts = [f"SKU {source.sku}.", selection.summary, *layout.notes]
-        self._ask(self._advancing(Status.PROCESSING, Stage.LOOKUP, " ".join(facts), sku=source.sku))
+        foreseen = self.ports.catalogue.foreseen(self.task, source.sku)
+        self._ask(self._advancing(Status.PROCESSING, Stage.LOOKUP, " ".join(facts), sku=source.sku, also=foreseen))
         return layout.files
 
     @asynccontextmanager
@@ -309,7 +310,10 @@ class Delivery:
         http_status = getattr(error, "http_status", None)
         if http_status not in (None, 200) and self.task.sku is not None:
             rows = self.ports.catalogue.unanswered(self.task, self.task.sku, http_status, self.ports.validator.url)
-            await self._advance(Status.PROCESSING, Stage.VALIDATE, error.message, also=rows)
+            try:
+                await self._advance(Status.PROCESSING, Stage.VALIDATE, error.message, also=rows)
+            except Rejected as refused:  # that list is not worth the job
+                await self._advance(Status.PROCESSING, Stage.VALIDATE, f"{error.message}; {refused.message}")
 
     async def refuse(self, verdict: Verdict) -> None:
         """The validator said no: recorded, nothing delivered."""

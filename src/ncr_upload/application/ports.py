@@ -324,7 +324,10 @@ class Catalogue(Protocol):
 
     def rehearsed(self, task: Task, sku: str) -> Recording:
         """`delivered`, tried and taken back: whatever refuses those rows does so before the package is visible. Nothing is
-        tried where nothing can be taken back."""
+        tried where nothing can be taken back. Raises `Rejected` ('database_row_refused') for a row that no try will get in."""
+
+    def foreseen(self, task: Task, sku: str) -> Recording | None:
+        """Return `rehearsed` for before the first download, or None where the tables have just taken the same user's rows."""
 
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         """The validator's newest answer about the job."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -24,13 +26,15 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.mysql import TEXT, TINYTEXT
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, redactor_of, translated_errors
+from ncr_upload.adapters.sql.refusals import rejected_rows, rejecting
 from ncr_upload.adapters.sql.rows import read_now
 from ncr_upload.adapters.sql.studio_tables import adapt_tables, find_lasting, is_job, job_value
 from ncr_upload.application.ports import Recording, StudioJob, Verdict
@@ -104,6 +108,22 @@ SMALL_ANSWER_BYTES = 60_000
 RECORDED = frozenset({"job_details", "email", "history_log"})
 """Where the rows of a delivery go."""
 
+WORDS_OF_CALLERS = {
+    "email": ("campagin",),
+    "history_log": ("action_by",),
+    "validation_failed_req": ("username", "campaign"),
+}
+"""The studio's columns that take what a caller wrote, by table."""
+
+TAKEN_SECONDS = 60.0
+"""What the tables took from a user for a campaign, they are believed to take again for so long."""
+
+TAKEN_KEPT = 1000
+
+
+_CHECK_NOW = text("SET CONSTRAINTS ALL IMMEDIATE")
+"""Constraints that PostgreSQL would look at when the transaction ends. Taken back with the savepoint."""
+
 
 class SqlCatalogue:
     """`Catalogue` on SQL. `zone` is the studio's: its times are written in it, to the second."""
@@ -113,6 +133,7 @@ class SqlCatalogue:
         self._zone = zone
         self._adapted: dict[str, Table] | None = None
         self._can_undo: bool | None = None
+        self._taken: dict[tuple[str, str], float] = {}
 
     def find_job(self, job_id: str, row_id: int | None) -> StudioJob:
         """See `Catalogue.find_job`."""
@@ -169,18 +190,55 @@ class SqlCatalogue:
     def rehearsed(self, task: Task, sku: str) -> Recording:
         """See `Catalogue.rehearsed`."""
         record = self.delivered(task, sku)
+        values = self.written(task, sku)
 
         def write(connection: Connection) -> None:
             if self._can_undo is None:
                 self._can_undo = not self.is_delivered_to(find_lasting(connection))
-            if self._can_undo:
-                trial = connection.begin_nested()
-                try:
+            if not self._can_undo:
+                return
+            trial = connection.begin_nested()
+            try:
+                with rejected_rows(values, lambda: self._adapted or {}):
                     record(connection)
-                finally:
+                    if connection.dialect.name == "postgresql":
+                        connection.execute(_CHECK_NOW)
+            except BaseException:
+                with suppress(SQLAlchemyError):  # MySQL takes the whole transaction back after a deadlock
                     trial.rollback()
+                raise
+            trial.rollback()
+            self._remember_taken(task)
 
         return write
+
+    def foreseen(self, task: Task, sku: str) -> Recording | None:
+        """See `Catalogue.foreseen`."""
+        if time.monotonic() - self._taken.get((task.username, task.campaign), -TAKEN_SECONDS) < TAKEN_SECONDS:
+            return None
+        return self.rehearsed(task, sku)
+
+    def _remember_taken(self, task: Task) -> None:
+        if len(self._taken) >= TAKEN_KEPT:
+            self._taken.clear()
+        self._taken[task.username, task.campaign] = time.monotonic()
+
+    def written(self, task: Task, sku: str | None, **more: Any) -> dict[str, Any]:
+        """Return what the recordings write, by column or parameter, to name the value that is refused."""
+        return {
+            "username": task.username,
+            "campaign": task.campaign,
+            "sku": sku,
+            "job_id": task.job_id,
+            "row_id": task.row_id,
+            "action_by": task.username,
+            "campagin": task.campaign,
+            "sku_id": sku,
+            "action": "review",
+            "status": "Waiting",
+            "job_status": "IAPPROVED",
+            **more,
+        }
 
     def is_delivered_to(self, tables: Sequence[str]) -> bool:
         """Whether the rows of a delivery go into one of these tables, as far as is known."""
@@ -188,7 +246,12 @@ class SqlCatalogue:
 
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         """See `Catalogue.judged`."""
+        return self._rejecting(self._judged(task, verdict), task, task.sku, json=verdict.body, response=verdict.http_status)
 
+    def _rejecting(self, record: Recording, task: Task, sku: str | None, **more: Any) -> Recording:
+        return rejecting(record, self.written(task, sku, **more), lambda: self._adapted or {})
+
+    def _judged(self, task: Task, verdict: Verdict) -> Recording:
         def write(connection: Connection) -> None:
             table = self._table(connection, "model_validation")
             shown = bound_answer(self._engine, verdict.body, _room_of(table.c["json"]))
@@ -216,7 +279,7 @@ class SqlCatalogue:
             waiting = _awaiting(connection, self._table(connection, "job_details"), task)
             connection.execute(waiting.values(is_uploaded=0, updateTime=self.local_now(connection)))
 
-        return write
+        return self._rejecting(write, task, sku, api_url=api_url, response=verdict.http_status)
 
     def unanswered(self, task: Task, sku: str, http_status: int, api_url: str) -> Recording:
         """See `Catalogue.unanswered`."""
@@ -236,7 +299,7 @@ class SqlCatalogue:
                 )
             )
 
-        return write
+        return self._rejecting(write, task, sku, api_url=api_url, response=http_status)
 
     def local_now(self, connection: Connection) -> datetime:
         """The database's clock in the studio's zone, to the second."""

@@ -14,7 +14,7 @@ from ncr_upload.domain.jobs import LIVE, Status
 
 JANITOR = "janitor"
 
-IDS_AT_ONCE = 500
+IDS_AT_ONCE = 250
 
 
 class SqlCleaning:

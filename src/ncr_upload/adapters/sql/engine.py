@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from ncr_upload.adapters.sql.failures import NEXT_STEPS, Failure, cause_of, find_failure
+from ncr_upload.adapters.sql.session import bound_statements, mysql_settings, note_encoding, set_postgresql_session
 from ncr_upload.domain.errors import Rejected, Unavailable
 from ncr_upload.domain.redaction import NO_SECRETS, Redactor
 
@@ -62,9 +63,13 @@ def open_engine(
     statement_seconds: float = STATEMENT_SECONDS,
     tls: Tls = Tls(),
     redactor: Redactor = NO_SECRETS,
+    zone: str = "UTC",
 ) -> Engine:
     """An engine for the URL. Nothing is connected yet. It opens no more than `pool_size` connections. What is written by it,
-    and what its errors say, goes through the `redactor` (see `redactor_of`)."""
+    and what its errors say, goes through the `redactor` (see `redactor_of`).
+
+    `zone` is the studio's: PostgreSQL reads and writes columns `timestamp with time zone` by it.
+    """
     parsed = make_url(url)
     options: dict[str, Any] = {
         "pool_size": pool_size,
@@ -82,13 +87,10 @@ def open_engine(
             event.listen(engine, "begin", _begin_sqlite)
             return engine  # a file: nobody cuts the connection
         case "postgresql":
-            timeouts = f"-c lock_timeout={int(wait_seconds * 1000)} -c statement_timeout={int(statement_seconds * 1000)}"
-            engine = create_engine(
-                parsed,
-                pool_recycle=1800,
-                connect_args={"connect_timeout": connect_seconds, "options": timeouts, **_postgresql_tls(tls)},
-                **options,
-            )
+            connect_args = {"connect_timeout": connect_seconds, "client_encoding": "utf8", **_postgresql_tls(tls)}
+            engine = create_engine(parsed, pool_recycle=1800, connect_args=connect_args, **options)
+            event.listen(engine, "connect", set_postgresql_session(wait_seconds, statement_seconds, zone))
+            event.listen(engine, "connect", note_encoding(engine.dialect))
             event.listen(engine, "set_connection_execution_options", _go_without_transaction)
             event.listen(engine, "checkin", _write_in_transactions)
         case "mysql" | "mariadb":
@@ -97,12 +99,13 @@ def open_engine(
                 "read_timeout": statement_seconds,
                 "write_timeout": statement_seconds,
                 "charset": "utf8mb4",
-                "init_command": f"SET SESSION innodb_lock_wait_timeout={int(wait_seconds)}, time_zone='+00:00'",
+                "init_command": mysql_settings(wait_seconds, statement_seconds),
                 **_mysql_tls(tls),
             }
             engine = create_engine(
                 parsed, pool_recycle=1800, isolation_level="READ COMMITTED", connect_args=connect_args, **options
             )
+            event.listen(engine, "connect", bound_statements())
         case other:
             raise Rejected(
                 "database_unknown",
@@ -212,21 +215,20 @@ def describe_server(connection: Connection) -> str:
 
 @contextmanager
 def translated_errors(engine: Engine) -> Iterator[None]:
-    """Raises `Unavailable` for what the database fails to do. What is a bug (broken SQL, say) passes through."""
+    """Raises `Unavailable` for what the database fails to do, `Rejected` for text of others that cannot be read. What is a bug
+    (broken SQL, say) passes through."""
     try:
         yield
     except SQLAlchemyError as error:
         failure = find_failure(error)
         if failure is None:
             raise
+        message = redactor_of(engine).redact(f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}")
+        if failure is Failure.TEXT:
+            raise Rejected(failure.value, message, NEXT_STEPS[failure]) from error
         kind = Contended if failure is Failure.CONTENDED else Unavailable
-        told = f"the database {place_of(engine)} {_did(failure)}: {_words(engine, error)}"
-        raise kind(
-            failure.value,
-            redactor_of(engine).redact(told),
-            NEXT_STEPS[failure],
-            retry_after_seconds=_RETRY_AFTER_SECONDS.get(failure, 5),
-        ) from error
+        seconds = _RETRY_AFTER_SECONDS.get(failure, 5)
+        raise kind(failure.value, message, NEXT_STEPS[failure], retry_after_seconds=seconds) from error
 
 
 class Contended(Unavailable):
@@ -257,6 +259,10 @@ _DID = {
     Failure.TLS: "and this client found no common TLS",
     Failure.FULL: "has no room left",
     Failure.READ_ONLY: "cannot be written",
+    Failure.CONNECTIONS: "allows no more connections",
+    Failure.PACKET: "takes no statement of that length",
+    Failure.SETTING: "has a setting under which it refuses this",
+    Failure.TEXT: "holds text that is not UTF-8",
     Failure.ROW: "refused a row",
 }
 

@@ -23,8 +23,18 @@ class Failure(StrEnum):
     READ_ONLY = "database_read_only"
     CONTENDED = "database_contended"
     """A deadlock or a lost race: the whole transaction may be tried again at once."""
+    CONNECTIONS = "database_connections"
+    PACKET = "database_packet"
+    SETTING = "database_setting"
+    TEXT = "database_text"
+    """What is stored there is not text: only a database in SQL_ASCII takes any bytes."""
     ROW = "database_row_refused"
+    """The values or the table's rules are at fault: the very same row is refused each time."""
     UNAVAILABLE = "database_unavailable"
+
+
+SIGNALLED = "45000"
+"""SQLSTATE of MySQL where a trigger of the studio's refuses with an error number of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class _Signs:
         number = next(iter(getattr(cause, "args", ())), None)
         state = getattr(cause, "sqlstate", None)
         if isinstance(number, int):
-            if number in self.numbers:
+            if number in self.numbers or (state == SIGNALLED and state in self.states):
                 return True
         elif state is not None:
             return state in self.states
@@ -53,6 +63,15 @@ def _text(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
+_REFUSED_ROWS = frozenset(
+    {
+        *(1048, 1264, 1265, 1292, 1300, 1364, 1366, 1406, 1411, 1525, 1690, 3140, 3988),  # values
+        *(1062, 1169, 1216, 1217, 1451, 1452, 1557, 1586, 3819, 4025),  # keys and constraints
+        *(1288, 1348, 1369, 1393, 1394, 1423, 1471),  # views
+        *(1526, 1644, 1748, 1906, 3105),  # partitions, triggers, generated columns
+        *(1267,),  # a comparison with a character that the column's character set lacks
+    }
+)
 _TABLE: tuple[tuple[Failure, _Signs], ...] = (
     (
         Failure.LOGIN,
@@ -78,7 +97,18 @@ _TABLE: tuple[tuple[Failure, _Signs], ...] = (
     ),
     (Failure.READ_ONLY, _Signs(frozenset({"25006"}), frozenset({1290, 1792, 1836}), text=_text(r"readonly database"))),
     (Failure.CONTENDED, _Signs(frozenset({"40001", "40P01"}), frozenset({1213, 1020}))),
-    (Failure.ROW, _Signs(numbers=frozenset({1048, 1264, 1265, 1292, 1364, 1366, 1406}))),
+    (
+        Failure.CONNECTIONS,
+        _Signs(
+            frozenset({"53300"}),
+            frozenset({1040, 1203, 1226}),
+            text=_text(r"too many (clients|connections)|remaining connection slots|no more connections allowed"),
+        ),
+    ),
+    (Failure.PACKET, _Signs(numbers=frozenset({1153, 1301}), text=_text(r"max_allowed_packet"))),
+    (Failure.SETTING, _Signs(numbers=frozenset({1175, 1665}))),
+    (Failure.TEXT, _Signs(frozenset({"22021"}))),
+    (Failure.ROW, _Signs(frozenset({"P0001", "44000", "428C9", "42804", SIGNALLED}), _REFUSED_ROWS)),
 )
 
 
@@ -117,7 +147,13 @@ NEXT_STEPS = {
     Failure.READ_ONLY: "Let the service write there: a replica, a read-only server or a folder without the right to write "
     "cannot hold the ledger.",
     Failure.CONTENDED: "Nothing to do: it is tried again.",
-    Failure.ROW: "Compare the table with what the service writes (docs/catalogue_sql.md): a column may be too short, demand a "
+    Failure.CONNECTIONS: "Allow the service more connections there (max_connections, and the user's own limit), or run fewer "
+    "API and worker processes; the service tries again by itself.",
+    Failure.PACKET: "Set max_allowed_packet=16M (or more) in the server's configuration.",
+    Failure.SETTING: "Change that setting of the server, or of DB_USER's sessions; `ncr doctor` names what it finds.",
+    Failure.TEXT: "The database is in SQL_ASCII, which takes any bytes: have the program that wrote that text write it anew in "
+    "UTF-8.",
+    Failure.ROW: "Compare the table with what the service writes (docs/database.md): a column may be too short, demand a "
     "value it is not given, or lack utf8mb4.",
     Failure.UNAVAILABLE: "Check that it runs, is reachable, has room, and that DB_USER may read and write; the service tries "
     "again by itself.",

@@ -163,7 +163,9 @@ class OwnCatalogue(SqlCatalogue):
 
     def judged(self, task: Task, verdict: Verdict) -> Recording:
         """See `Catalogue.judged`."""
-        return self._recording("record_verdict", super().judged(task, verdict), task, task.sku, **_facts(self._engine, verdict))
+        facts = _facts(self._engine, verdict)
+        record = self._recording("record_verdict", super().judged(task, verdict), task, task.sku, **facts)
+        return self._rejecting(record, task, task.sku, **facts)
 
     def refused(self, task: Task, sku: str, verdict: Verdict, api_url: str) -> Recording:
         """See `Catalogue.refused`. `record_refusal` stands for closing the gate; what was answered is recorded as ever."""
@@ -177,12 +179,13 @@ class OwnCatalogue(SqlCatalogue):
                 self.unanswered(task, sku, verdict.http_status, api_url)(connection)
             return close(connection)
 
-        return write
+        return self._rejecting(write, task, sku, **_facts(self._engine, verdict))
 
     def unanswered(self, task: Task, sku: str, http_status: int, api_url: str) -> Recording:
         """See `Catalogue.unanswered`."""
         usual = super().unanswered(task, sku, http_status, api_url)
-        return self._recording("record_unanswered", usual, task, sku, http_status=http_status, api_url=api_url)
+        record = self._recording("record_unanswered", usual, task, sku, http_status=http_status, api_url=api_url)
+        return self._rejecting(record, task, sku, http_status=http_status, api_url=api_url)
 
     def _recording(self, name: str, usual: Recording, task: Task, sku: str | None, **more: Any) -> Recording:
         if name not in self._statements:

@@ -22,6 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.types import Integer, Numeric, String
 
+from ncr_upload.adapters.sql.refusals import DECLARED_LENGTH
+
 LARGEST_NUMBER = 2**63 - 1
 
 
@@ -42,7 +44,9 @@ def _adapt(table: Table, described: Any, adapted: MetaData) -> Table:
         is_number = column.name == "job_id" and real is not None and isinstance(real["type"], Integer | Numeric)
         name = str(real["name"]) if real is not None else column.name
         kind = BigInteger() if is_number else column.type
-        info = {"real_type": real["type"]} if real is not None else {}
+        info: dict[str, Any] = {}
+        if real is not None:
+            info = {"real_type": real["type"], DECLARED_LENGTH: getattr(real["type"], "length", None)}
         columns.append(Column(name, kind, key=column.name, primary_key=column.primary_key, info=info))
     return Table(table.name, adapted, *columns)
 

@@ -21,7 +21,9 @@ from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import TERMINAL, Event, NewJob, Problem, Stage, Status, Task
 from ncr_upload.domain.text import STATUS, bound_text
 
-ROWS_PER_STATEMENT = 500
+ROWS_PER_STATEMENT = 100
+"""Whose ids fit into the least `max_allowed_packet` that servers are run with: 16 KB."""
+
 RACES = 3
 CALLER = "api"
 CANCELLED_MESSAGE = "the caller cancelled the job before a worker had it"

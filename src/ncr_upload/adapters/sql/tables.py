@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
+from ncr_upload.adapters.sql.session import FreeText
 from ncr_upload.domain.jobs import LIVE
 
 Ts = TypeVarTuple("Ts")
@@ -56,7 +57,7 @@ jobs = Table(
     Column("batch_id", exact(36), index=True),
     Column("status", String(20), nullable=False),
     Column("stage", String(20), nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", FreeText, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("max_attempts", Integer, nullable=False),
     # The whole schedule in one column: when this task may be claimed next. Waiting: when it is due. Claimed: when the
@@ -80,8 +81,8 @@ jobs = Table(
     Column("byte_count", BigInteger),
     Column("problem_code", String(64)),
     Column("problem_class", String(16)),
-    Column("problem_message", Text),
-    Column("problem_next_step", Text),
+    Column("problem_message", FreeText),
+    Column("problem_next_step", FreeText),
     # One live task per job_id, kept by the database: NULL, and so never a duplicate, once the task has ended.
     Column("live_job_id", exact(128), Computed(f"CASE WHEN status IN ({_live_statuses}) THEN job_id END", persisted=True)),
     Index("uq_ncr_jobs_live", "live_job_id", unique=True),
@@ -150,7 +151,7 @@ events = Table(
     Column("stage", String(20), nullable=False),
     Column("kind", String(20), nullable=False),
     Column("actor", String(255), nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", FreeText, nullable=False),
 )
 
 files = Table(
@@ -218,8 +219,8 @@ parked_destinations = Table(
     Column("destination", exact(255), primary_key=True),
     Column("since", Double, nullable=False),
     Column("code", String(64), nullable=False),
-    Column("message", Text, nullable=False),
-    Column("next_step", Text, nullable=False),
+    Column("message", FreeText, nullable=False),
+    Column("next_step", FreeText, nullable=False),
     Column("probe_at", Double, nullable=False),
     Column("probe_seconds", Double, nullable=False),
     Column("probes", Integer, nullable=False),

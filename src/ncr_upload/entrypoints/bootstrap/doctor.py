@@ -14,9 +14,12 @@ from sqlalchemy import Engine
 from ncr_upload.adapters.host import MachineHost
 from ncr_upload.adapters.redis_status import RedisStatusBoard
 from ncr_upload.adapters.sftp_dropoff import COSTS, NEXT_STEPS
+from ncr_upload.adapters.sql.catalogue import WORDS_OF_CALLERS
 from ncr_upload.adapters.sql.engine import READ_ONLY, describe_server, place_of, translated_errors
+from ncr_upload.adapters.sql.own_statements import load_statements, tables_in_use
 from ncr_upload.adapters.sql.rows import read_now
 from ncr_upload.adapters.sql.schema import check_own_tables
+from ncr_upload.adapters.sql.session import find_session_doubts
 from ncr_upload.adapters.sql.studio_tables import find_lasting
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.entrypoints.bootstrap import deliveries
@@ -85,8 +88,18 @@ def _check_database(settings: Settings, before_upgrade: bool) -> Iterator[str | 
                 f"no transaction of this database covers {', '.join(lasting[:5])}{' and more' if lasting[5:] else ''}",
                 "Where the service writes into them, a crash may write twice: ALTER TABLE … ENGINE=InnoDB.",
             )
+        with translated_errors(engine), engine.connect().execution_options(**READ_ONLY) as connection:
+            yield from (
+                Doubt(*found) for found in find_session_doubts(connection, _words_of_callers(settings), settings.timezone)
+            )
         if settings.catalogue_sql is not None:
             yield f"the statements of {settings.catalogue_sql} work on it"
+
+
+def _words_of_callers(settings: Settings) -> set[str]:
+    statements = load_statements(settings.catalogue_sql) if settings.catalogue_sql is not None else {}
+    used = tables_in_use(statements)
+    return {f"{table}.{column}" for table, columns in WORDS_OF_CALLERS.items() if table in used for column in columns}
 
 
 def _check_own_tables(engine: Engine, revision: str | None, newest: str, before_upgrade: bool) -> Iterator[str | Doubt]:

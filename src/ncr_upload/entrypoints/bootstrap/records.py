@@ -44,8 +44,14 @@ PATIENT_SECONDS = 8.0
 def make_engine(settings: Settings, *, pool_size: int = 5, wait_seconds: float = WAIT_SECONDS) -> Engine:
     """Connections of this process: call it after a fork, never before."""
     url = settings.resolved_database_url()
-    redactor = make_redactor(settings)
-    return open_engine(url, pool_size=pool_size, wait_seconds=wait_seconds, tls=_tls(settings), redactor=redactor)
+    return open_engine(
+        url,
+        pool_size=pool_size,
+        wait_seconds=wait_seconds,
+        tls=_tls(settings),
+        redactor=make_redactor(settings),
+        zone=settings.timezone,
+    )
 
 
 def _tls(settings: Settings) -> Tls:
