@@ -118,6 +118,7 @@ def make_store(settings: Settings) -> S3ObjectStore:
         secret_key=_open(settings.wasabi_secret_key),
         bucket=settings.bucket_name or "",
         verify_etag_md5=settings.verify_etag_md5,
+        redirect_hosts=settings.s3_redirect_hosts,
     )
 
 
