@@ -17,6 +17,8 @@ from http.client import HTTPException, IncompleteRead
 from urllib.parse import quote, urlencode, urlsplit
 
 from ncr_upload.adapters.object_store.listing import ListPage, ListParser
+from ncr_upload.adapters.object_store.signing import Signer
+from ncr_upload.adapters.object_store.transport import TRANSPORT_ERRORS, Cancellation, Connections, Reply
 from ncr_upload.domain.redirects import (
     AllowedHost,
     RedirectRefused,
@@ -24,8 +26,6 @@ from ncr_upload.domain.redirects import (
     Target,
     parse_origin,
 )
-from ncr_upload.adapters.object_store.signing import Signer
-from ncr_upload.adapters.object_store.transport import TRANSPORT_ERRORS, Cancellation, Connections, Reply
 
 CHUNK_BYTES = 256 * 1024
 PROGRESS_BYTES = 1024 * 1024

@@ -42,11 +42,11 @@ from ncr_upload.adapters.object_store.receiving import (
     write_new,
     write_range,
 )
-from ncr_upload.domain.redirects import normalize_host, parse_allowed_host
 from ncr_upload.adapters.object_store.transport import Cancellation, Connections
 from ncr_upload.application.arrivals import SMALL_BYTES, Follower, Turns
 from ncr_upload.application.ports import Fetched, ObjectInfo, OnBytes
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
+from ncr_upload.domain.redirects import normalize_host, parse_allowed_host
 
 T = TypeVar("T")
 
