@@ -14,7 +14,7 @@ import pytest
 from api_server import JOB, SETTINGS, Site, assert_problem, make_ports, serve
 from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
 from ncr_upload.entrypoints.api.app import create_app
-from ncr_upload.entrypoints.api.middleware import MAX_BODY_BYTES
+from ncr_upload.entrypoints.api.bodies import MAX_BODY_BYTES, MAX_SMALL_BODY_BYTES
 
 
 @contextmanager

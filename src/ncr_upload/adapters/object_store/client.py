@@ -13,12 +13,12 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, IncompleteRead
 from urllib.parse import quote, urlencode, urlsplit
 
+from ncr_upload.adapters.object_store.http1 import AnswerCut, AnswerMalformed
 from ncr_upload.adapters.object_store.listing import ListPage, ListParser
 from ncr_upload.adapters.object_store.signing import Signer
-from ncr_upload.adapters.object_store.transport import TRANSPORT_ERRORS, Cancellation, Connections, Reply
+from ncr_upload.adapters.object_store.transport import TRANSPORT_ERRORS, Cancellation, Connections, ProxyRefused, Reply
 from ncr_upload.domain.redirects import (
     AllowedHost,
     RedirectRefused,
@@ -124,9 +124,9 @@ class ObjectBody:
         try:
             while offset < self._end:
                 try:
-                    count = self._reply.response.readinto(buffer[: min(len(buffer), self._end - offset)])
+                    count = self._reply.response.read_into(buffer[: min(len(buffer), self._end - offset)])
                     if not count:
-                        raise IncompleteRead(b"")
+                        raise AnswerCut
                 except TRANSPORT_ERRORS as error:
                     self._reply.close()
                     self._reply = self._resume(offset, _failure_of(error))
@@ -336,9 +336,11 @@ _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (ssl.SSLCertVerificationError, "its TLS certificate is not trusted"),
     (ssl.SSLEOFError, "it cut the answer"),
     (ssl.SSLError, "it does not speak TLS"),
+    (AnswerMalformed, "what it answered is not HTTP"),
+    (AnswerCut, "it cut the answer"),
+    (ProxyRefused, "the proxy that the environment names does not connect to it"),
     (ConnectionRefusedError, "the connection was refused"),
     (TimeoutError, "it did not answer in time"),
-    (HTTPException, "it cut the answer"),
     (ConnectionResetError, "the connection was reset"),
     (BrokenPipeError, "the connection was reset"),
 )
@@ -349,11 +351,5 @@ def _failure_of(error: Exception) -> StorageFailure:
     """Class what the connection raised. Of the error only its type is used, since its text may hold anything."""
     cause = next((words for kind, words in _CAUSES if isinstance(error, kind)), "")
     if not cause and isinstance(error, OSError):
-        text = str(error)
-        if text.startswith("Tunnel connection failed"):
-            cause = "the proxy that the environment names refused the connection"
-        elif "proxy" in text:
-            cause = text
-        else:
-            cause = _ERRNO_CAUSES.get(error.errno or 0, "")
+        cause = _ERRNO_CAUSES.get(error.errno or 0, "")
     return StorageFailure(cause or "the request failed")

@@ -28,17 +28,10 @@ class Signer:
         time = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
         signed = {"host": host_header, "x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": time}
         raw_path, _, query = path.partition("?")
-        names = ";".join(signed)
-        canonical = "\n".join(
-            [
-                method,
-                quote(unquote(raw_path), safe="/" + _UNRESERVED),
-                _canonical_query(query),
-                *(f"{name}:{value}" for name, value in signed.items()),
-                "",
-                names,
-                EMPTY_SHA256,
-            ]
+        names = "host;x-amz-content-sha256;x-amz-date"
+        canonical = (
+            f"{method}\n{quote(unquote(raw_path), safe='/' + _UNRESERVED)}\n{_canonical_query(query) if query else ''}\n"
+            f"host:{host_header}\nx-amz-content-sha256:{EMPTY_SHA256}\nx-amz-date:{time}\n\n{names}\n{EMPTY_SHA256}"
         )
         scope = f"{time[:8]}/{self._region}/s3/aws4_request"
         to_sign = "\n".join(["AWS4-HMAC-SHA256", time, scope, hashlib.sha256(canonical.encode()).hexdigest()])

@@ -15,20 +15,25 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from functools import lru_cache
 from threading import Event, Lock
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment
 
+from ncr_upload.adapters.object_store.http1 import Connection, Response
 from ncr_upload.domain.redirects import Origin, Target
 
 MAX_IDLE_CONNECTIONS = 64
 MAX_IDLE_SECONDS = 60
 MAX_DISCARDED_BYTES = 64 * 1024
-TRANSPORT_ERRORS = (OSError, HTTPException, ValueError)
-"""What `http.client`, `ssl` and `socket` raise; the last for a socket that was closed under a read."""
+TRANSPORT_ERRORS = (OSError, ValueError)
+"""What a connection raises; the last for a socket that was closed under a read, and for what cannot be sent."""
 
 CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
+
+class ProxyRefused(OSError):
+    """The proxy that the environment names does not lead on, or is not an http:// one."""
 
 
 class Cancelled(Exception):
@@ -76,26 +81,24 @@ class Reply:
 
     connections: Connections
     origin: Origin
-    connection: HTTPConnection
-    socket: socket.socket | None
-    response: HTTPResponse
+    connection: Connection
+    response: Response
 
     @property
     def status(self) -> int:
         return self.response.status
 
     def header(self, name: str) -> str:
-        return self.response.getheader(name) or ""
+        return self.response.headers.get(name.lower(), "")
 
     def finish(self) -> None:
         """Keep the connection for the next request if the body has been read."""
-        if self.response.isclosed() and not self.response.will_close and self.connection.sock is not None:
+        if self.response.is_complete and self.response.keeps_connection:
             self.connections.put_back(self.origin, self.connection)
         else:
             self.close()
 
     def close(self) -> None:
-        self.response.close()
         self.connection.close()
 
     def read_rest(self, limit: int = MAX_DISCARDED_BYTES) -> bytes:
@@ -112,7 +115,7 @@ class Connections:
 
     connect_seconds: float
     read_seconds: float
-    _idle: dict[Origin, list[tuple[float, HTTPConnection]]] = field(default_factory=dict)
+    _idle: dict[Origin, list[tuple[float, Connection]]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
     _tls: ssl.SSLContext | None = None
 
@@ -129,7 +132,7 @@ class Connections:
                 cancellation.check()
         return self._send(method, target, headers, self._connect(target.origin), cancellation)
 
-    def put_back(self, origin: Origin, connection: HTTPConnection) -> None:
+    def put_back(self, origin: Origin, connection: Connection) -> None:
         with self._lock:
             idle = self._idle.setdefault(origin, [])
             if len(idle) < MAX_IDLE_CONNECTIONS:
@@ -137,7 +140,7 @@ class Connections:
                 return
         connection.close()
 
-    def _take(self, origin: Origin) -> HTTPConnection | None:
+    def _take(self, origin: Origin) -> Connection | None:
         while True:
             with self._lock:
                 idle = self._idle.get(origin)
@@ -149,36 +152,36 @@ class Connections:
             connection.close()
 
     def _send(
-        self, method: str, target: Target, headers: Mapping[str, str], connection: HTTPConnection, cancellation: Cancellation
+        self, method: str, target: Target, headers: Mapping[str, str], connection: Connection, cancellation: Cancellation
     ) -> Reply:
-        carrier = connection.sock
-        cancellation.watch(carrier)
+        cancellation.watch(connection.sock)
         try:
             proxy = _proxy_for(target.origin) if target.origin.scheme == "http" else None
-            path = target.path if proxy is None else f"{target.origin}{target.path}"
-            connection.request(method, path, headers={**headers, **(_login(proxy) if proxy else {})})
-            return Reply(self, target.origin, connection, carrier, connection.getresponse())
+            if proxy is None:
+                connection.send(method, target.path, headers)
+            else:
+                connection.send(method, f"{target.origin}{target.path}", {**headers, **_login(proxy)})
+            return Reply(self, target.origin, connection, connection.receive(method))
         except BaseException:
             connection.close()
             raise
 
-    def _connect(self, origin: Origin) -> HTTPConnection:
+    def _connect(self, origin: Origin) -> Connection:
         proxy = _proxy_for(origin)
-        host, port = _address(proxy) if proxy else (origin.host, origin.port)
-        connection: HTTPConnection
-        if origin.scheme == "https":
-            connection = HTTPSConnection(host, port, timeout=self.connect_seconds, context=self._tls_context())
-            if proxy:
-                connection.set_tunnel(origin.host, origin.port, _login(proxy))
-        else:
-            connection = HTTPConnection(host, port, timeout=self.connect_seconds)
+        connected = socket.create_connection(
+            _address(proxy) if proxy else (origin.host, origin.port), timeout=self.connect_seconds
+        )
         try:
-            connection.connect()
-            connection.sock.settimeout(self.read_seconds)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if origin.scheme == "https":
+                if proxy:
+                    _open_tunnel(Connection(connected), origin, proxy)
+                connected = self._tls_context().wrap_socket(connected, server_hostname=origin.host)
+            connected.settimeout(self.read_seconds)
         except BaseException:
-            connection.close()
+            connected.close()
             raise
-        return connection
+        return Connection(connected)
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -192,14 +195,25 @@ class Connections:
         return self._tls
 
 
-def _has_input(connection: HTTPConnection) -> bool:
+def _open_tunnel(connection: Connection, origin: Origin, proxy: str) -> None:
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    address = f"{host}:{origin.port}"
+    connection.send("CONNECT", address, {"host": address, **_login(proxy)})
+    status = connection.receive("HEAD").status  # a tunnel's bytes follow, no body
+    if not 200 <= status < 300 or connection.has_read_ahead:
+        raise ProxyRefused
+
+
+def _has_input(connection: Connection) -> bool:
     """Return whether an idle connection has been closed by the server, or holds bytes that nobody asked for."""
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return connection.has_read_ahead or bool(poll.poll(0))
 
 
+@lru_cache(maxsize=64)
 def _proxy_for(origin: Origin) -> str | None:
+    """Return the proxy's URL. The environment of a process stays as it was at its first request."""
     proxies = getproxies_environment()
     proxy = proxies.get(origin.scheme) or proxies.get("all")
     if not proxy or _is_exempt(origin, proxies.get("no", "")):
@@ -224,7 +238,7 @@ def _is_exempt(origin: Origin, no_proxy: str) -> bool:
 def _address(proxy: str) -> tuple[str, int]:
     parts = urlsplit(proxy)
     if parts.scheme != "http" or not parts.hostname:
-        raise OSError("the proxy that the environment names is not an http:// one")
+        raise ProxyRefused
     return parts.hostname, parts.port or 80
 
 
@@ -233,4 +247,4 @@ def _login(proxy: str) -> dict[str, str]:
     if parts.username is None:
         return {}
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(login).decode()}"}
+    return {"proxy-authorization": f"Basic {base64.b64encode(login).decode()}"}
