@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from threading import Event, Lock
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment
@@ -118,6 +117,7 @@ class Connections:
     _idle: dict[Origin, list[tuple[float, Connection]]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
     _tls: ssl.SSLContext | None = None
+    _proxies: dict[Origin, str | None] = field(default_factory=dict)
 
     def exchange(self, method: str, target: Target, headers: Mapping[str, str], cancellation: Cancellation) -> Reply:
         """Send a request without a body and wait for the head of its answer. Raises TRANSPORT_ERRORS.
@@ -156,7 +156,7 @@ class Connections:
     ) -> Reply:
         cancellation.watch(connection.sock)
         try:
-            proxy = _proxy_for(target.origin) if target.origin.scheme == "http" else None
+            proxy = self._proxy(target.origin) if target.origin.scheme == "http" else None
             if proxy is None:
                 connection.send(method, target.path, headers)
             else:
@@ -167,7 +167,7 @@ class Connections:
             raise
 
     def _connect(self, origin: Origin) -> Connection:
-        proxy = _proxy_for(origin)
+        proxy = self._proxy(origin)
         connected = socket.create_connection(
             _address(proxy) if proxy else (origin.host, origin.port), timeout=self.connect_seconds
         )
@@ -182,6 +182,12 @@ class Connections:
             connected.close()
             raise
         return Connection(connected)
+
+    def _proxy(self, origin: Origin) -> str | None:
+        """Return the proxy's URL, as the environment named it when the origin was first asked."""
+        if origin not in self._proxies:
+            self._proxies[origin] = _proxy_for(origin)
+        return self._proxies[origin]
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -211,9 +217,7 @@ def _has_input(connection: Connection) -> bool:
     return connection.has_read_ahead or bool(poll.poll(0))
 
 
-@lru_cache(maxsize=64)
 def _proxy_for(origin: Origin) -> str | None:
-    """Return the proxy's URL. The environment of a process stays as it was at its first request."""
     proxies = getproxies_environment()
     proxy = proxies.get(origin.scheme) or proxies.get("all")
     if not proxy or _is_exempt(origin, proxies.get("no", "")):

@@ -7,9 +7,13 @@ import time
 import uuid
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ncr_upload.entrypoints.api.problems import internal_problem
+
+CALLER_GONE = 499
+"""As other servers log a caller that hung up before it had sent everything; nobody is answered."""
 
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
 QUIET_PREFIX = "/job-status/"
@@ -41,6 +45,8 @@ class RequestLog:
 
         try:
             await self._app(_as_get(scope), receive, watch)
+        except ClientDisconnect:
+            status = CALLER_GONE
         except Exception:
             reference = uuid.uuid4().hex[:12]
             log.exception("unexpected", reference=reference, method=scope["method"], path=scope["path"])
