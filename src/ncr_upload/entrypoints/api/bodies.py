@@ -63,7 +63,8 @@ class BodyBudget:
             if reserved.done() and not reserved.cancelled():
                 self.give_back(count)
             else:
-                self._waiting.remove(entry)
+                with suppress(ValueError):  # `_serve` has passed it by already
+                    self._waiting.remove(entry)
                 self._serve()
             if isinstance(error, TimeoutError):
                 return False
