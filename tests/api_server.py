@@ -13,9 +13,10 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from ledger_twin import MemoryHost, MemoryJobQueue, MemoryStatistics, MemoryStatusBoard, MemoryWorkerReports
+from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatistics, MemoryStatusBoard, MemoryWorkerReports
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.domain.jobs import Claim, Task
+from ncr_upload.entrypoints.api.app import create_app
 from ncr_upload.entrypoints.api.protocol import ProblemProtocol
 from ncr_upload.entrypoints.settings import Settings
 
@@ -85,6 +86,15 @@ class Site:
         task = self.ports.ledger.task(task_id)
         assert task is not None
         return task
+
+
+@contextmanager
+def start_site() -> Iterator[Site]:
+    """The API on parts in memory."""
+    ledger, board, queue, host = MemoryLedger(), MemoryStatusBoard(), MemoryJobQueue(), MemoryHost()
+    ports = make_ports(ledger, board, queue, host, "ncr_jobs", lambda: None, {})
+    with serve(create_app(ports, SETTINGS)) as http:
+        yield Site(http, ports, ledger, board, queue, host)
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def test_every_answer_has_an_example_and_every_error_is_a_problem(document: dict
 
 def test_the_errors_of_sending_a_job_are_all_documented(document: dict[str, Any]) -> None:
     for path in ("/process-job", "/process-batch"):
-        assert set(document["paths"][path]["post"]["responses"]) == {"202", "401", "409", "413", "422", "500", "503"}
+        assert set(document["paths"][path]["post"]["responses"]) == {
+            *("202", "401", "408", "409", "413", "415", "422", "500", "503")
+        }
 
 
 def test_every_field_of_a_request_and_every_parameter_is_described(document: dict[str, Any]) -> None:

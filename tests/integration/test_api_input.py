@@ -6,23 +6,12 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from api_server import JOB, SETTINGS, Site, assert_problem, make_ports, serve
-from ledger_twin import MemoryHost, MemoryJobQueue, MemoryLedger, MemoryStatusBoard
-from ncr_upload.entrypoints.api.app import create_app
-from ncr_upload.entrypoints.api.middleware import MAX_BODY_BYTES
-
-
-@contextmanager
-def start_site() -> Iterator[Site]:
-    ledger, board, queue, host = MemoryLedger(), MemoryStatusBoard(), MemoryJobQueue(), MemoryHost()
-    ports = make_ports(ledger, board, queue, host, "ncr_jobs", lambda: None, {})
-    with serve(create_app(ports, SETTINGS)) as http:
-        yield Site(http, ports, ledger, board, queue, host)
+from api_server import JOB, Site, assert_problem, start_site
+from ncr_upload.entrypoints.api.bodies import MAX_BODY_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +125,7 @@ def test_a_chunked_body_over_the_limit_is_413_too(site: Site) -> None:
 
 def test_a_body_at_the_limit_is_read(site: Site) -> None:
     answer = site.http.post(
-        "/process-job", content=b'{"job_id":"."}'.ljust(MAX_BODY_BYTES), headers={"Content-Type": "application/json"}
+        "/process-batch", content=b'[{"job_id":"."}]'.ljust(MAX_BODY_BYTES), headers={"Content-Type": "application/json"}
     )
     assert_problem(answer, 422, "invalid_request")
 

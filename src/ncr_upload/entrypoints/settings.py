@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from ncr_upload.domain.redirects import parse_allowed_host
 from ncr_upload.domain.text import QUOTE, bound_line
 
 
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
     )
     verify_etag_md5: bool = Field(
         True, description="Hold each download against an ETag that is an MD5; off for SSE-KMS buckets."
+    )
+    s3_redirect_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Further hosts that the storage may redirect to: host, host:port or *.host, comma separated."
     )
 
     # Validator
@@ -174,10 +178,17 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "s3_redirect_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("s3_redirect_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            parse_allowed_host(entry)
+        return value
 
     @field_validator("db_ssl_ca", "db_ssl_cert", "db_ssl_key")
     @classmethod

@@ -21,7 +21,8 @@ from isal import isal_zlib
 CHUNK_BYTES = 256 * 1024
 TOLD_BYTES = 1024 * 1024
 HASHED_AT_ONCE_BYTES = 8 * 1024 * 1024
-Body = Iterator[bytes]
+Body = Iterator[bytes | memoryview]
+"""Chunks that are valid until the next one is asked for."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -111,7 +112,7 @@ class Checksums:
         self.crc32 = 0
         self.sha256 = hashlib.sha256()
 
-    def take(self, chunk: bytes) -> None:
+    def take(self, chunk: bytes | memoryview) -> None:
         self.sha256.update(chunk)
         self.crc32 = isal_zlib.crc32(chunk, self.crc32)
         self.size += len(chunk)
@@ -124,7 +125,7 @@ class Md5:
         self.size = 0
         self._md5 = hashlib.md5(usedforsecurity=False)
 
-    def take(self, chunk: bytes) -> None:
+    def take(self, chunk: bytes | memoryview) -> None:
         self._md5.update(chunk)
         self.size += len(chunk)
 
@@ -225,7 +226,7 @@ async def all_or_first_failure(*parts: Coroutine[Any, Any, None]) -> None:
         raise failures.exceptions[0] from None
 
 
-def _write_all(file: int, chunk: bytes, offset: int) -> None:
+def _write_all(file: int, chunk: bytes | memoryview, offset: int) -> None:
     view = memoryview(chunk)
     while view:
         written = os.pwrite(file, view, offset)

@@ -1,6 +1,6 @@
-"""The bucket, read over any S3 API.
+"""Read the bucket over any S3 API.
 
-obstore retries within a request, resumes a cut body by range and holds every resumption against the ETag of the
+The client retries within a request, resumes a cut body by range and holds every resumption against the ETag of the
 first answer; what still fails after that is classed here, once.
 """
 
@@ -11,20 +11,25 @@ import errno
 import itertools
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-import obstore
-from obstore.exceptions import BaseError, PreconditionError
-from obstore.store import S3Store
-
+from ncr_upload.adapters.object_store.client import (
+    IllegalKey,
+    NotInRanges,
+    ObjectBody,
+    ObjectReplaced,
+    Redirected,
+    S3Client,
+    StorageFailure,
+)
 from ncr_upload.adapters.object_store.receiving import (
-    CHUNK_BYTES,
     Bodies,
     Body,
     Checksums,
@@ -37,15 +42,15 @@ from ncr_upload.adapters.object_store.receiving import (
     write_new,
     write_range,
 )
+from ncr_upload.adapters.object_store.transport import Cancellation, Connections
 from ncr_upload.application.arrivals import SMALL_BYTES, Follower, Turns
 from ncr_upload.application.ports import Fetched, ObjectInfo, OnBytes
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
 from ncr_upload.domain.redaction import NO_SECRETS, Redactor
-from ncr_upload.domain.text import NAME
+from ncr_upload.domain.redirects import normalize_host, parse_allowed_host
+from ncr_upload.domain.text import NAME, QUOTE
 
-if TYPE_CHECKING:
-    from obstore import GetResult
-    from obstore.store import S3Credential
+T = TypeVar("T")
 
 RANGE_BYTES = 16 * 1024 * 1024
 """An object of two ranges or more is fetched over several requests at once."""
@@ -56,28 +61,12 @@ LISTED_FROM = 16
 
 LIST_PAGE = 1000
 LIST_SECONDS = 5
-NO_RANGES = "source: NotPartial"  # what obstore says of a server that answers a range with anything but 206
 MAX_RETRIES = 3
 MAX_ETAG_CHARACTERS = 255
-ERROR_CHARACTERS = 65_536
-"""Of what obstore says of a failure so much is looked through."""
 RETRY_SECONDS = 30
-LONGEST_DOWNLOAD = "1day"  # a stalled one ends by the read time-out
+LONGEST_DOWNLOAD_SECONDS = 24 * 60 * 60  # a stalled one ends by the read time-out
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _LOGIN_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
-_CAUSES = {
-    "dns error": "its name cannot be resolved",
-    "ConnectionRefused": "the connection was refused",
-    "ConnectionReset": "the connection was reset",
-    "NetworkUnreachable": "the network is unreachable",
-    "HostUnreachable": "the host is unreachable",
-    "InvalidCertificate": "its TLS certificate is not trusted",
-    "InvalidContentType": "it does not speak TLS",
-    "TimedOut": "it did not answer in time",
-    "IncompleteMessage": "it cut the answer",
-    "UnexpectedEof": "it cut the answer",
-    "Body": "it cut the answer",
-}
 
 
 class S3ObjectStore:
@@ -97,6 +86,7 @@ class S3ObjectStore:
         verify_etag_md5: bool = True,
         connect_timeout_seconds: float = 5,
         read_timeout_seconds: float = 20,
+        redirect_hosts: Sequence[str] = (),
         redactor: Redactor = NO_SECRETS,
     ) -> None:
         self._redactor = redactor
@@ -106,9 +96,9 @@ class S3ObjectStore:
         self._access_key = access_key or ""
         self._secret_key = secret_key or ""
         self._verify_etag_md5 = verify_etag_md5
-        self._connect_timeout = timedelta(seconds=connect_timeout_seconds)
-        self._read_timeout = timedelta(seconds=read_timeout_seconds)
-        self._opened: S3Store | None = None
+        self._connections = Connections(connect_timeout_seconds, read_timeout_seconds)
+        self._redirect_hosts = tuple(map(parse_allowed_host, redirect_hosts))
+        self._opened: S3Client | None = None
         self._bodies = Bodies()
         self._fetches = itertools.count()
         self._gives_lists = True
@@ -118,31 +108,43 @@ class S3ObjectStore:
         return f"{self._endpoint} {self._bucket}" + (" md5" if self._verify_etag_md5 else "")
 
     async def stat(self, key: str) -> ObjectInfo:
-        with self._translated(key):
-            try:
-                meta = await obstore.head_async(self._store(), key)
-            except (BaseError, OSError):
-                # The answer to a HEAD has no body, hence no error code: a GET tells what is wrong.
-                meta = (await obstore.get_async(self._store(), key)).meta
-        return ObjectInfo(key, meta["size"], _plain_etag(meta["e_tag"]))
+        def ask(cancellation: Cancellation) -> tuple[int, str]:
+            with self._translated(key):
+                try:
+                    return self._client().head(key, cancellation)
+                except Redirected as redirected:
+                    if redirected.pointed_to:
+                        raise
+                except StorageFailure:
+                    pass
+                # The answer to a HEAD has no body, hence no error code: a GET says what is wrong.
+                body = self._client().get(key, cancellation)
+                body.close()
+                return body.size, body.etag
+
+        size, etag = await self._in_thread(ask)
+        return ObjectInfo(key, size, _plain_etag(etag))
 
     async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
         """Of a folder with many other objects only the beginning is read. A store that fails to list is not asked again."""
         folder, wanted, found = _common_folder(keys), set(keys), dict[str, ObjectInfo]()
         if len(wanted) < LISTED_FROM or not folder or not self._gives_lists:
             return {}
-        store, left = self._store(), LIST_PAGE + len(wanted)
+        client, token, left = self._client(), "", LIST_PAGE + len(wanted)
         try:
             async with asyncio.timeout(LIST_SECONDS):
-                async for page in obstore.list(store, folder, chunk_size=LIST_PAGE):
-                    for meta in page:
-                        info = ObjectInfo(meta["path"], meta["size"], _plain_etag(meta["e_tag"]))
+                while left > 0:
+                    asked = partial(client.list_page, f"{folder}/", LIST_PAGE, token)
+                    page = await self._in_thread(asked)
+                    for entry in page.entries:
+                        info = ObjectInfo(entry.key, entry.size, _plain_etag(entry.etag))
                         if info.key in wanted and info.etag:
-                            found.setdefault(info.key, info)  # obstore calls a folder's marker "key/", which comes later, "key"
-                    left -= len(page)
-                    if left <= 0 or len(found) == len(wanted):
+                            found.setdefault(info.key, info)
+                    left -= len(page.entries)
+                    token = page.next_token
+                    if not token or not page.entries or len(found) == len(wanted):
                         break
-        except (BaseError, OSError, ValueError):
+        except (StorageFailure, TimeoutError, ValueError):  # a refused redirect too: each object is then asked for by itself
             self._gives_lists = False
         return found
 
@@ -156,19 +158,20 @@ class S3ObjectStore:
         turns: Turns | None = None,
         follower: Follower | None = None,
     ) -> Fetched:
-        partial = to.parent / f".{next(self._fetches)}.part"
+        part = to.parent / f".{next(self._fetches)}.part"
         transfer = _Transfer(key, on_bytes, turns or Turns(RANGES_AT_ONCE), follower or Follower())
         try:
             if known is not None and known.size <= SMALL_BYTES:
-                fetched = await self._fetch_small(transfer, known, partial, to)
+                fetched = await self._fetch_small(transfer, known, part, to)
                 if fetched is not None:
                     return fetched
-            with await asyncio.to_thread(partial.open, "x+b", buffering=0) as file:
-                transfer.follower.begin(partial)
-                fetched = await self._receive(transfer, file.fileno(), known)
-            await asyncio.to_thread(partial.replace, to)
+            with await asyncio.to_thread(part.open, "x+b", buffering=0) as file:
+                transfer.follower.begin(part)
+                async with self._at_most_a_day(key):
+                    fetched = await self._receive(transfer, file.fileno(), known)
+            await asyncio.to_thread(part.replace, to)
         except BaseException as error:
-            partial.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise Deferred(
                     "disk_full",
@@ -178,30 +181,34 @@ class S3ObjectStore:
             raise
         return fetched
 
-    async def _fetch_small(self, transfer: _Transfer, known: ObjectInfo, partial: Path, to: Path) -> Fetched | None:
-        """By way of memory, in one go and in one thread: nothing that is awaited costs as little. None, and nothing done, when
-        it is large by now."""
+    async def _fetch_small(self, transfer: _Transfer, known: ObjectInfo, part: Path, to: Path) -> Fetched | None:
+        """Receive it in memory, in one go and in one thread: nothing that is awaited costs as little. Return None, with nothing
+        done, when it is large by now."""
+        cancellation = Cancellation()
 
         def receive() -> tuple[int, str, bytes] | None:
             with self._translated(transfer.key):
-                answer = obstore.get(self._store(), transfer.key)
-                size, etag = answer.meta["size"], _plain_etag(answer.meta["e_tag"])
-                return (size, etag, bytes(answer.bytes())) if size <= SMALL_BYTES else None
+                body = self._client().get(transfer.key, cancellation)
+                if body.size > SMALL_BYTES:
+                    body.close()
+                    return None
+                return body.size, _plain_etag(body.etag), body.read_all()
 
         def keep(received: tuple[int, str, bytes] | None) -> Fetched | None:
             if received is None:
                 return None
-            size, etag, body = received
+            size, etag, content = received
             checksums, md5 = Checksums(), self._md5(etag)
             for hashing in (checksums, md5) if md5 else (checksums,):
-                hashing.take(body)
+                hashing.take(content)
             fetched = self._checked(transfer.key, checksums, md5, size, etag)
-            write_new(partial, body)
-            partial.replace(to)
+            write_new(part, content)
+            part.replace(to)
             return fetched
 
         async with transfer.turns.take(known.size):
-            fetched = await self._bodies.receive(receive, keep)
+            with _cancelling(cancellation):
+                fetched = await self._bodies.receive(receive, keep)
         if fetched is not None:
             transfer.grow(fetched.size)
         return fetched
@@ -212,30 +219,40 @@ class S3ObjectStore:
             if fetched is not None:
                 return fetched
         async with transfer.turns.take(known.size if known else 0):
-            with self._translated(transfer.key):
-                answer = await obstore.get_async(self._store(), transfer.key)
-            etag = _plain_etag(answer.meta["e_tag"])
+            answer = await self._in_thread(partial(self._get, transfer.key, known))
+            etag = _plain_etag(answer.etag)
             checksums, md5 = Checksums(), self._md5(etag)
             hashings, teller = [each for each in (checksums, md5) if each], Teller(transfer.grow)
-            body = self._body(transfer.key, answer)
-            await self._bodies.read(file, body, lambda file, body: receive_whole(file, body, hashings, teller))
-        return self._checked(transfer.key, checksums, md5, answer.meta["size"], etag)
+            await self._read(file, transfer.key, answer, lambda file, body: receive_whole(file, body, hashings, teller))
+        return self._checked(transfer.key, checksums, md5, answer.size, etag)
+
+    def _get(self, key: str, known: ObjectInfo | None, cancellation: Cancellation) -> ObjectBody:
+        """Raise `Unavailable` for an object that has grown since room was reserved for it."""
+        with self._translated(key):
+            body = self._client().get(key, cancellation)
+        if known is not None and body.size > known.size:
+            body.close()
+            raise Unavailable(
+                "object_changed",
+                f"object {key!r} in bucket {self._bucket!r} has {body.size} bytes, and had {known.size} when it was looked up",
+                "It is looked up again by the next attempt. If it stays so, see whether the storage's HEAD and GET agree.",
+            )
+        return body
 
     async def _receive_ranges(self, transfer: _Transfer, file: int, known: ObjectInfo) -> Fetched | None:
-        """Over several requests at once. None when nothing was written, because the first of them shows that the object is
-        another one by now, or that this server does not serve ranges of it."""
+        """Receive it over several requests at once. Return None when nothing was written, because the first of them shows that
+        the object is another one by now, or that this server does not serve ranges of it."""
         frontier, checksums, md5 = Frontier(known.size, RANGE_BYTES), Checksums(), self._md5(known.etag)
         waiting = iter(range(1, len(frontier.ranges)))
 
-        async def receive(index: int, answer: GetResult) -> None:
+        async def receive(index: int, answer: ObjectBody) -> None:
             def tell(count: int) -> None:
                 transfer.on_bytes(count)
                 frontier.add(index, count)
                 transfer.follower.reach(frontier.reached)
 
             span, teller = frontier.ranges[index], Teller(tell)
-            body = self._body(known.key, answer)
-            count = await self._bodies.read(file, body, lambda file, body: write_range(file, body, span, teller))
+            count = await self._read(file, known.key, answer, lambda file, body: write_range(file, body, span, teller))
             start, end = span
             if count != end - start:
                 raise self._damaged(known.key, f"a range of {end - start} bytes came with {count}")
@@ -259,29 +276,49 @@ class S3ObjectStore:
         )
         return self._checked(known.key, checksums, md5, known.size, known.etag)
 
-    async def _get_range(self, known: ObjectInfo, span: tuple[int, int]) -> GetResult | None:
-        """The answer to a request for these bytes of this very object; None when it is another one, or not in ranges."""
-        tag = f'"{known.etag}"'
-        with self._translated(known.key):
-            try:
-                answer = await obstore.get_async(self._store(), known.key, options={"range": span, "if_match": tag})
-            except PreconditionError:
-                return None
-            except BaseError as error:
-                if NO_RANGES not in str(error):
-                    raise
-                return None
-        meta = answer.meta
-        return answer if (meta["size"], _plain_etag(meta["e_tag"])) == (known.size, known.etag) else None
+    async def _get_range(self, known: ObjectInfo, span: tuple[int, int]) -> ObjectBody | None:
+        """Ask for these bytes of this very object; return None when it is another one, or not in ranges."""
 
-    def _body(self, key: str, answer: GetResult) -> Body:
-        stream = iter(answer.stream(min_chunk_size=CHUNK_BYTES))
-        while True:
-            with self._translated(key):
-                chunk = next(stream, None)
-            if chunk is None:
-                return
-            yield chunk
+        def ask(cancellation: Cancellation) -> ObjectBody | None:
+            with self._translated(known.key):
+                try:
+                    body = self._client().get_part(known.key, span, f'"{known.etag}"', cancellation)
+                except (ObjectReplaced, NotInRanges):
+                    return None
+            if (body.size, _plain_etag(body.etag)) == (known.size, known.etag):
+                return body
+            body.close()
+            return None
+
+        return await self._in_thread(ask)
+
+    async def _read(self, file: int, key: str, answer: ObjectBody, write: Callable[[int, Body], T]) -> T:
+        def body() -> Body:
+            chunks = answer.chunks()
+            while True:
+                with self._translated(key):
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
+
+        with _cancelling(answer.cancellation):
+            return await self._bodies.read(file, body(), write)
+
+    async def _in_thread(self, ask: Callable[[Cancellation], T]) -> T:
+        """Return what `ask` returns, called in a thread that a cancellation does not wait for."""
+        cancellation = Cancellation()
+        with _cancelling(cancellation):
+            return await self._bodies.receive(lambda: ask(cancellation), lambda answer: answer)
+
+    @asynccontextmanager
+    async def _at_most_a_day(self, key: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(LONGEST_DOWNLOAD_SECONDS):
+                yield
+        except TimeoutError:
+            hours = LONGEST_DOWNLOAD_SECONDS // 3600
+            raise self._class_of(key, StorageFailure(f"it did not arrive within {hours} h")) from None
 
     def _md5(self, etag: str) -> Md5 | None:
         return Md5() if self._verify_etag_md5 and _MD5.fullmatch(etag) else None
@@ -294,7 +331,7 @@ class S3ObjectStore:
             raise self._damaged(key, f"its MD5 is {md5.hexdigest()}, its ETag {etag}")
         return Fetched(checksums.size, checksums.sha256.hexdigest(), checksums.crc32, etag)
 
-    def _store(self) -> S3Store:
+    def _client(self) -> S3Client:
         if self._opened is None:
             wanted = {
                 "WASABI_ENDPOINT": self._endpoint,
@@ -309,39 +346,18 @@ class S3ObjectStore:
                     f"object storage is not set up: {missing} unset or not readable",
                     "Set it in .env and restart the worker; the job is tried again until its attempts are spent.",
                 )
-            self._opened = self._open()
+            self._opened = S3Client(
+                self._endpoint,
+                self._region,
+                self._access_key,
+                self._secret_key,
+                self._bucket,
+                self._redirect_hosts,
+                self._connections,
+                MAX_RETRIES,
+                RETRY_SECONDS,
+            )
         return self._opened
-
-    def _open(self) -> S3Store:
-        # The endpoint is named twice and the keys come by a provider, because what the AWS_* variables of the
-        # environment say (endpoint, session token) would win otherwise.
-        return S3Store(
-            self._bucket,
-            endpoint=self._endpoint,
-            aws_endpoint_url_s3=self._endpoint,
-            region=self._region,
-            virtual_hosted_style_request=False,
-            credential_provider=self._credential,
-            client_options={
-                "allow_http": self._endpoint.startswith("http://"),
-                "connect_timeout": self._connect_timeout,
-                "read_timeout": self._read_timeout,
-                "timeout": LONGEST_DOWNLOAD,
-            },
-            retry_config={
-                "max_retries": MAX_RETRIES,
-                "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-                "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=3), "base": 2},
-            },
-        )
-
-    def _credential(self) -> S3Credential:
-        return {
-            "access_key_id": self._access_key,
-            "secret_access_key": self._secret_key,
-            "token": None,
-            "expires_at": None,
-        }
 
     def _damaged(self, key: str, how: str) -> Unavailable:
         return Unavailable(
@@ -352,19 +368,21 @@ class S3ObjectStore:
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
-        """The one table from obstore's errors to ours. Only calls of obstore belong inside."""
+        """Turn the client's errors into ours. Only calls of the client belong inside."""
         try:
             yield
-        except (BaseError, OSError, ValueError) as error:
+        except (StorageFailure, IllegalKey) as error:
             raise self._class_of(key, error) from None
 
-    def _class_of(self, key: str, error: Exception) -> DeliveryError:
-        text = str(error)  # with the whole of a server's answer in it, however long
-        end = text.find("Debug source")
-        answer = text[: min(ERROR_CHARACTERS, end if end >= 0 else len(text))]
-        debug = text[end : end + ERROR_CHARACTERS] if end >= 0 else ""
-        code = self._redactor.bound(_first(r"<Code>\s*(\w+)", answer if len(text) <= ERROR_CHARACTERS else text), NAME)
-        status = _first(r"status code: (\d{3})", answer)
+    def _class_of(self, key: str, error: StorageFailure | IllegalKey) -> DeliveryError:
+        if isinstance(error, IllegalKey):
+            return Rejected(
+                "object_missing", f"{key!r} cannot be an object key", "Correct file_path in job_files, then submit again."
+            )
+        if isinstance(error, Redirected):
+            return self._redirected(key, error)
+        code, status = self._redactor.bound(error.code, NAME), error.status
+        cause = self._redactor.bound(error.cause, QUOTE)
         thing = f"object {key!r} in bucket {self._bucket!r} at {self._endpoint}"
         if code in _LOGIN_CODES:
             return Unavailable(
@@ -386,22 +404,27 @@ class S3ObjectStore:
                 f"there is no bucket {self._bucket!r} at {self._endpoint}",
                 "Correct BUCKET_NAME, then submit again.",
             )
-        if status == "404" or isinstance(error, FileNotFoundError):
+        if status == 404:
             return Rejected("object_missing", f"there is no {thing}", "Upload the file again, then submit the job again.")
-        if status in ("401", "403"):
+        if status in (401, 403):
             return Rejected(
                 "storage_denied",
-                f"the access key may not read {thing} ({code or status})",
+                f"the access key may not read {thing} ({cause if code else status})",
                 "Allow s3:GetObject on it to the key, or see whether the object exists; then submit again.",
             )
-        if isinstance(error, ValueError):
-            return Rejected(
-                "object_missing", f"{key!r} cannot be an object key", "Correct file_path in job_files, then submit again."
-            )
-        cause = code or (f"it answered {status}" if status else "")
-        cause = cause or next((words for mark, words in _CAUSES.items() if mark in debug), "the request failed")
         return Unavailable(
             "storage_unavailable", f"cannot read {thing}: {cause}", "It is tried again; see whether the storage is up."
+        )
+
+    def _redirected(self, key: str, error: Redirected) -> Unavailable:
+        """Transient: a gateway that is being repaired redirects too. What stays wrong ends with the attempts."""
+        to = f" to '{self._redactor.redact(error.pointed_to)}'" if error.pointed_to else ""
+        return Unavailable(
+            "storage_redirected",
+            f"{self._endpoint} redirected the request for {key!r} in bucket {self._bucket!r}{to}, which was not followed: "
+            f"{error.cause}",
+            "Correct WASABI_ENDPOINT or WASABI_REGION; or, if that host may hold the studio's files, add it to "
+            "S3_REDIRECT_HOSTS. Then restart the worker; the job is tried again until its attempts are spent.",
         )
 
 
@@ -422,6 +445,16 @@ class _Transfer:
         self.follower.reach(self._size)
 
 
+@contextmanager
+def _cancelling(cancellation: Cancellation) -> Iterator[None]:
+    """Close the transfer's connection when the task that waits for it is cancelled."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        cancellation.cancel()
+        raise
+
+
 def _common_folder(keys: Sequence[str]) -> str:
     """The deepest folder that all of them are in; empty when there is none."""
     first, last = min(keys, default="").split("/")[:-1], max(keys, default="").split("/")[:-1]
@@ -432,7 +465,7 @@ def _full_url(endpoint: str) -> str:
     """The endpoint with its scheme (https unless given) and without a login in it; empty when it is no URL."""
     try:
         url = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-        host, port = url.hostname or "", f":{url.port}" if url.port else ""
+        host, port = normalize_host(url.hostname or ""), f":{url.port}" if url.port else ""
     except ValueError:
         return ""
     if url.scheme not in ("http", "https") or "@" in url.path or not re.fullmatch(r"[\w.:-]+", host, re.ASCII):
@@ -444,8 +477,3 @@ def _plain_etag(etag: str | None) -> str:
     """The ETag without quotes, lower case; empty when there is none, or one that no column holds."""
     plain = (etag or "").strip('"').lower()
     return plain if len(plain) <= MAX_ETAG_CHARACTERS and plain.isprintable() else ""
-
-
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    return found[1] if found else ""

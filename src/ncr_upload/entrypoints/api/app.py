@@ -20,9 +20,10 @@ from ncr_upload.application.submissions import SubmitLimits, SubmitPorts, submit
 from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.entrypoints.api import job_routes, metrics, monitoring_routes
 from ncr_upload.entrypoints.api.access import HEADER, Access
+from ncr_upload.entrypoints.api.bodies import BodyLimit
 from ncr_upload.entrypoints.api.context import Context
 from ncr_upload.entrypoints.api.docs import complete_openapi, serve_docs
-from ncr_upload.entrypoints.api.middleware import BodyLimit, RequestLog
+from ncr_upload.entrypoints.api.middleware import RequestLog
 from ncr_upload.entrypoints.api.problems import render_problems
 from ncr_upload.entrypoints.api.status_first import StatusFirst
 from ncr_upload.entrypoints.secrets import make_redactor

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ from ncr_upload.domain.jobs import NewJob, Status, Task
 from ncr_upload.domain.names import ISSUED_ID
 from ncr_upload.entrypoints.api import models
 from ncr_upload.entrypoints.api.access import documented
+from ncr_upload.entrypoints.api.batch_body import REQUEST_BODY, read_batch
 from ncr_upload.entrypoints.api.context import In
 from ncr_upload.entrypoints.api.problems import ProblemFound, document, shown
 
@@ -92,7 +93,15 @@ lean = APIRouter(dependencies=[documented], route_class=LeanRoute)
     status_code=202,
     response_model=models.Accepted,
     responses=document(
-        "already_running", "body_too_large", "idempotency_key_reused", "invalid_request", "memory_pressure", "unavailable"
+        "already_running",
+        "bodies_in_flight",
+        "body_timeout",
+        "body_too_large",
+        "encoding_unsupported",
+        "idempotency_key_reused",
+        "invalid_request",
+        "memory_pressure",
+        "unavailable",
     ),
     tags=["Jobs"],
     summary="Send a job",
@@ -120,8 +129,11 @@ async def process_job(
     response_model=models.BatchAccepted,
     responses=document(
         "already_running",
+        "bodies_in_flight",
+        "body_timeout",
         "body_too_large",
         "duplicate_jobs",
+        "encoding_unsupported",
         "idempotency_key_reused",
         "invalid_request",
         "memory_pressure",
@@ -129,9 +141,10 @@ async def process_job(
     ),
     tags=["Batches"],
     summary="Send a batch of jobs",
+    openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def process_batch(
-    body: Annotated[list[models.JobRequest], Body(min_length=1, max_length=models.MAX_BATCH_JOBS)],
+    jobs: Annotated[list[NewJob], Depends(read_batch)],
     request: Request,
     api: In,
     on_conflict: Annotated[OnConflict, Query(description="What to do when a job is in flight already.")] = OnConflict.SKIP,
@@ -142,7 +155,6 @@ async def process_batch(
     A job that is in flight already is left out and named in `conflicts`, here and in the batch's status; with
     `on_conflict=reject`, or when no job would remain, the whole batch is answered 409 instead. A bad job, or one named
     twice, is a 422 and nothing is accepted. A 503 is as for `/process-job`."""
-    jobs = [job.to_job() for job in body]
     _refuse_repeated(jobs)
     answer = await api.ports.lanes.submit.run(
         lambda: submit_batch(

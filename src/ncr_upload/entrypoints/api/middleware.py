@@ -1,23 +1,20 @@
-"""What every request passes through: the log line, the answer to a crash, the limit on the body."""
+"""What every request passes through: the log line and the answer to a crash."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
-from contextlib import suppress
 
 import structlog
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ncr_upload.entrypoints.api.problems import internal_problem, too_large_problem
+from ncr_upload.entrypoints.api.problems import internal_problem
 
-MAX_BODY_BYTES = 16 * 1024 * 1024
-"""Room for 10,000 jobs whose every name is as long as may be, in UTF-8."""
-DRAIN_SECONDS = 5.0
+CALLER_GONE = 499
+"""As other servers log a caller that hung up before it had sent everything; nobody is answered."""
+
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
 QUIET_PREFIX = "/job-status/"
 
@@ -48,6 +45,8 @@ class RequestLog:
 
         try:
             await self._app(_as_get(scope), receive, watch)
+        except ClientDisconnect:
+            status = CALLER_GONE
         except Exception:
             reference = uuid.uuid4().hex[:12]
             log.exception("unexpected", reference=reference, method=scope["method"], path=scope["path"])
@@ -70,46 +69,3 @@ class RequestLog:
 def _as_get(scope: Scope) -> Scope:
     """A HEAD (most uptime checks) is answered as the GET would be: the server itself leaves out the body."""
     return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-
-
-class BodyLimit:
-    """Refuses a body over `limit_bytes`: by its Content-Length before anything is read, else as soon as it is passed."""
-
-    def __init__(self, app: ASGIApp, limit_bytes: int = MAX_BODY_BYTES) -> None:
-        self._app = app
-        self._limit_bytes = limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._limit_bytes:
-            await _answer_and_drain(too_large_problem(self._limit_bytes), scope, receive, send)
-            return
-        received = 0
-
-        async def count() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit_bytes:
-                raise HTTPException(413, f"The body is larger than {self._limit_bytes} bytes.", {"Connection": "close"})
-            return message
-
-        await self._app(scope, count, send)
-
-
-async def _answer_and_drain(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer before the body is read, then throw away what the caller still sends, for a while: many callers listen only
-    once they have sent everything, and would see a reset connection instead of the answer."""
-
-    async def keep_open(message: Message) -> None:
-        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
-
-    await answer(scope, receive, keep_open)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
-                continue
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -26,11 +26,12 @@ WORDS = {
     "list_type": "must be a JSON list",
     "missing": "is missing",
     "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
     "too_long": "has {actual_length} items, and may have {max_length} at most",
     "too_short": "has {actual_length} items, and needs {min_length} at least",
 }
 """What is said of a field, where the library's own words are for its programmers."""
-NOT_THE_JSON_ASKED_FOR = frozenset({"missing", "model_attributes_type", "list_type"})
+NOT_THE_JSON_ASKED_FOR = frozenset({"missing", "model_attributes_type", "model_type", "list_type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,25 @@ _KINDS = (
         {"next_step": "Follow the task: it ends within seconds."},
     ),
     Kind(
+        "body_timeout",
+        408,
+        "Request too slow",
+        "Only 65536 bytes of the body arrived in 10 s.",
+        {"next_step": "Send the request again over a faster connection, or split the batch; nothing was accepted."},
+    ),
+    Kind(
         "body_too_large",
         413,
         "Request too large",
         "The body is larger than 16777216 bytes.",
         {"next_step": "Split the batch; nothing was accepted."},
+    ),
+    Kind(
+        "encoding_unsupported",
+        415,
+        "Encoded body",
+        "A body with Content-Encoding: gzip is not read.",
+        {"next_step": "Send the JSON as it is, without Content-Encoding; nothing was accepted."},
     ),
     Kind(
         "invalid_request",
@@ -154,6 +169,13 @@ _KINDS = (
         "Nothing to try again",
         "No job of the batch has failed.",
         {"next_step": "Nothing to do; see the batch's status."},
+    ),
+    Kind(
+        "bodies_in_flight",
+        503,
+        "Too many large requests now",
+        "As many request bodies are being read as fit into this process's memory.",
+        {"retry_after_seconds": 2, "next_step": "Send the request again later; nothing was accepted."},
     ),
     Kind(
         "memory_pressure",
@@ -253,6 +275,8 @@ def _http_problem(request: Request, error: HTTPException) -> JSONResponse:
             allowed = headers["Allow"] = headers.get("Allow", "").replace("GET", "GET, HEAD")
             told = f"{shown(request.method)} is not answered here; send {allowed.replace(', ', ' or ')}."
             return problem("method_not_allowed", told, headers=headers)
+        case 408:
+            return problem("body_timeout", error.detail, headers=headers)
         case 413:
             return problem("body_too_large", error.detail, headers=headers)
         case _:  # the framework's only other one: 400, a body it cannot parse
@@ -266,6 +290,19 @@ def too_large_problem(limit_bytes: int) -> JSONResponse:
     return problem("body_too_large", detail, headers={"Connection": "close"})
 
 
+def encoding_problem(encoding: str) -> JSONResponse:
+    """415; the connection ends too, since the rest of the body is not read."""
+    detail = f"A body with Content-Encoding: {shown(encoding)} is not read."
+    return problem("encoding_unsupported", detail, headers={"Connection": "close"})
+
+
+def bodies_in_flight_problem() -> JSONResponse:
+    """503; the connection ends too, since the body is not read."""
+    kind = KINDS["bodies_in_flight"]
+    seconds = kind.example["retry_after_seconds"]
+    return problem(kind.code, kind.detail, headers={"Connection": "close"}, retry_after_seconds=seconds)
+
+
 def _invalid_problem(errors: Sequence[Any]) -> JSONResponse:
     fields = [{"field": _field(error), "message": shown(_words(error))} for error in errors[:ERRORS_SHOWN]]
     first = "; ".join(f"{error['field']}: {error['message']}" for error in fields[:3])
@@ -274,6 +311,8 @@ def _invalid_problem(errors: Sequence[Any]) -> JSONResponse:
 
 
 def _words(error: Any) -> str:
+    if error["type"] == "json_invalid" and len(error["loc"]) == 1:
+        return f"not JSON: {error['ctx']['error']}"
     if error["type"] == "json_invalid":
         return f"not JSON at character {error['loc'][-1]}: {error['ctx']['error']}"
     words = WORDS.get(error["type"], "").format_map(error.get("ctx", {})) or str(error["msg"]).removeprefix("Value error, ")

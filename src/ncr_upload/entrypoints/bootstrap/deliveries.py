@@ -120,6 +120,7 @@ def make_store(settings: Settings) -> S3ObjectStore:
         bucket=settings.bucket_name or "",
         verify_etag_md5=settings.verify_etag_md5,
         redactor=make_redactor(settings),
+        redirect_hosts=settings.s3_redirect_hosts,
     )
 
 
