@@ -157,6 +157,7 @@ def make_dropoff(settings: Settings, engine: Engine | None = None, wait_seconds:
         channels=settings.sftp_channels,
         timeout_seconds=settings.sftp_timeout_seconds,
         limits=limits,
+        fast_transport=settings.sftp_fast_transport == "auto",
     )
 
 
