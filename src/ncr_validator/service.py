@@ -1,4 +1,4 @@
-"""The HTTP service: the contract of DESIGN 3.4, around `judgement`."""
+"""The HTTP service: the contract of docs/contract.md, section 4, around `judgement`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done beside an attempt: when it is due, no longer than the attempt, in a thread that stays."""
+"""What is done beside an attempt: when it is due, and no longer than the attempt."""
 
 from __future__ import annotations
 
@@ -35,38 +35,15 @@ def test_it_ticks_as_often_as_it_asks_for_and_not_after_its_end() -> None:
     assert all(later - earlier >= 0.02 for earlier, later in itertools.pairwise(ticks))
 
 
-def test_one_that_ends_before_its_first_tick_never_ticks_and_its_thread_serves_the_next() -> None:
-    names: list[int] = []
-    ticked = threading.Event()
-
-    def tick() -> float:
-        names.append(threading.get_ident())
-        ticked.set()
-        return NEVER
-
-    for _ in range(2):
-        ticker = Ticker("again", tick, 0.01)
+def test_one_that_ends_before_its_first_tick_never_ticks_and_leaves_no_thread() -> None:
+    ticks: list[int] = []
+    before = threading.active_count()
+    for _ in range(20):
+        ticker = Ticker("early", lambda: ticks.append(0) or NEVER, 30)  # type: ignore[func-returns-value]
         ticker.begin()
-        wait_for(ticked)
-        ticked.clear()
         ticker.end(PATIENCE_SECONDS)
-        early = Ticker("again", lambda: names.append(0) or NEVER, 30)  # type: ignore[func-returns-value]
-        early.begin()
-        early.end(PATIENCE_SECONDS)
-    assert len(names) == 2
-    assert len(set(names)) == 1
-
-
-def test_a_sleeping_thread_is_woken_for_one_that_is_due_sooner() -> None:
-    ticked = threading.Event()
-    slow = Ticker("woken", lambda: NEVER, 30)
-    slow.begin()
-    time.sleep(0.05)
-    slow.end(PATIENCE_SECONDS)
-    soon = Ticker("woken", lambda: ticked.set() or NEVER, 0.01)  # type: ignore[func-returns-value]
-    soon.begin()
-    wait_for(ticked)
-    soon.end(PATIENCE_SECONDS)
+    assert ticks == []
+    assert threading.active_count() == before
 
 
 def test_the_end_waits_for_a_tick_and_leaves_a_thread_that_does_not_come_back_behind() -> None:
@@ -90,7 +67,7 @@ def test_the_end_waits_for_a_tick_and_leaves_a_thread_that_does_not_come_back_be
     go_on.set()
 
 
-def test_a_tick_that_fails_is_the_last_one_and_its_thread_serves_the_next() -> None:
+def test_a_tick_that_fails_is_the_last_one_and_harms_no_other() -> None:
     failed, ticked = threading.Event(), threading.Event()
 
     def fail() -> float:

@@ -67,6 +67,20 @@ def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
         yield server
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the suites of the destination both ways: with the fast transport, and through asyncssh's own SFTPClient."""
+    name = metafunc.module.__name__.rpartition(".")[2]
+    with_server = {"place", "real", "server", "plain", "openssh"} & set(metafunc.fixturenames)
+    if name.startswith("test_dropoff") and name != "test_dropoff_wire" and with_server:
+        metafunc.parametrize("_transport", ["fast", "sftpclient"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if getattr(request, "param", "fast") == "sftpclient":
+        monkeypatch.setattr("ncr_upload.adapters.sftp_dropoff.channels.quicken", lambda _connection: False)
+
+
 @pytest.fixture(params=["plain", "openssh"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DropoffPlace]:
     with place_on(request.getfixturevalue(request.param), tmp_path.name) as place:

@@ -1,4 +1,4 @@
-"""What the service reads and writes in the studio's tables (DESIGN 3.1)."""
+"""What the service reads and writes in the studio's tables (docs/contract.md, section 1)."""
 
 from __future__ import annotations
 

@@ -17,10 +17,12 @@ import pytest
 from asyncssh.encryption import GCMEncryption
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ncr_upload.adapters.sftp_dropoff.remote import Remote
+from ncr_upload.adapters.sftp_dropoff.remote import Missing, Remote
 from ncr_upload.adapters.sftp_dropoff.upload import ANEW, _Source
-from ncr_upload.adapters.sftp_dropoff.wire import Wire, _Intake, _take, quicken
+from ncr_upload.adapters.sftp_dropoff.wire import SftpRequests, Wire, _Intake, _take, find_obstacle, quicken
 from ncr_upload.domain.errors import Unavailable
+from ncr_upload.entrypoints.bootstrap.deliveries import make_dropoff
+from ncr_upload.entrypoints.settings import Settings
 from servers import SftpServer
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +45,8 @@ async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
         encryption_algs=[cipher],
         rekey_bytes=MEGABYTE,
     ) as connection:
-        quicken(connection)
+        aes = cipher.startswith("aes")
+        assert quicken(connection) is aes
         channel = await connection.start_sftp_client()
         wire = Wire(channel, 10)
         handle = await wire.open(str(file).encode(), ANEW)
@@ -54,9 +57,8 @@ async def test_writes_arrive_whatever_the_cipher_and_while_keys_are_exchanged(
                 await answer
                 wire.check(answer)
         await wire.close(handle)
-        opened_packets = connection._recv_pkthdr.__self__.packets  # type: ignore[attr-defined]
+        opened_packets = getattr(connection._recv_pkthdr.__self__, "packets", 0)  # type: ignore[attr-defined]
     assert file.read_bytes() == content
-    aes = cipher.startswith("aes")
     assert (wire.packets > len(content) / 32768 / 2) == aes, "all but what waits for keys, where the cipher is AES-GCM"
     assert (opened_packets > len(content) / 200_001 / 4) == aes, "and what is answered"
 
@@ -271,3 +273,105 @@ def test_what_is_not_in_memory_is_left_to_a_thread(tmp_path: Path, monkeypatch: 
     source.read(100, 200)
     assert source.take(100, 200) == CONTENT[100:300]
     source.close()
+
+
+# --- where it was not tested -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def logged_in(openssh: SftpServer, **options: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    login = openssh.login
+    async with asyncssh.connect(
+        login.host or "",
+        login.port,
+        username=login.username or "",
+        client_keys=[str(login.private_key)],
+        known_hosts=None,
+        encryption_algs=["aes128-gcm@openssh.com"],
+        **options,
+    ) as connection:
+        yield connection
+
+
+async def test_the_fast_transport_is_taken_where_all_is_as_tested(openssh: SftpServer) -> None:
+    async with logged_in(openssh) as connection:
+        assert find_obstacle(connection) is None
+        assert quicken(connection)
+        intake = connection._recv_pkthdr
+        assert quicken(connection), "once for each channel that is opened in it"
+        assert connection._recv_pkthdr == intake
+
+
+@pytest.mark.parametrize("version", ["2.23.0", "2.25.0", "3.0.0", "2.3"])
+async def test_another_version_of_asyncssh_falls_back_and_it_is_said_once(
+    openssh: SftpServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    monkeypatch.setattr(asyncssh, "__version__", version)
+    caplog.set_level("INFO", "ncr_upload")
+    for _ in range(2):
+        async with logged_in(openssh) as connection:
+            plain = connection._recv_pkthdr
+            assert not quicken(connection)
+            assert connection._recv_pkthdr == plain
+    (said,) = [record.getMessage() for record in caplog.records if "fast_transport" in record.getMessage()]
+    assert f"asyncssh {version} is not 2.24" in said
+
+
+async def test_compression_and_a_renamed_attribute_fall_back_too(openssh: SftpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with logged_in(openssh, compression_algs=["zlib@openssh.com"]) as connection:
+        assert "compressed by zlib@openssh.com" in str(find_obstacle(connection))
+    async with logged_in(openssh) as connection:
+        del connection._rekey_bytes_sent
+        try:
+            assert "lacks _rekey_bytes_sent" in str(find_obstacle(connection))
+        finally:
+            connection._rekey_bytes_sent = 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+async def test_both_transports_give_the_same_answers(openssh: SftpServer, tmp_path: Path, fast: bool) -> None:
+    path, content = openssh.folder / tmp_path.name, CONTENT[:1_000_000]
+    async with logged_in(openssh) as connection:
+        assert quicken(connection)
+        remote = Remote(await connection.start_sftp_client(), "there", 10, fast=fast)
+        assert isinstance(remote.wire, Wire if fast else SftpRequests)
+        handle = await remote.open("open", str(path), ANEW)
+        writes = [
+            remote.wire.write(handle, memoryview(content)[at : at + 100_000], at) for at in range(0, len(content), 100_000)
+        ]
+        for write in writes:
+            await write
+            remote.wire.check(write)
+        await remote.close("close", handle)
+        await remote.set_time(str(path), 1_500_000_000)
+        handle = await remote.open("open", str(path), asyncssh.FXF_READ)
+        assert await remote.read_at("read", handle, 999_990, 100) == content[-10:]
+        assert await remote.read_at("read", handle, 1_000_000, 100) == b""
+        denied = remote.wire.write(handle, memoryview(b"x"), 0)
+        await asyncio.wait([denied])
+        with pytest.raises((asyncssh.SFTPError, OSError)):
+            remote.wire.check(denied)
+        await remote.close("close", handle)
+        await remote.rename(str(path), f"{path}.new")
+        with pytest.raises(Missing):
+            await remote.open("open", str(path), asyncssh.FXF_READ)
+    renamed = path.with_name(f"{path.name}.new")
+    assert renamed.read_bytes() == content
+    assert renamed.stat().st_mtime == 1_500_000_000
+
+
+@pytest.mark.parametrize(("setting", "fast"), [("auto", True), ("off", False)])
+async def test_the_setting_says_which_one_a_session_uses(openssh: SftpServer, setting: str, fast: bool) -> None:
+    settings = Settings(_env_file=None, sftp_fast_transport=setting, sftp_base_dir=openssh.base_dir)  # type: ignore[call-arg, arg-type]
+    login = openssh.login
+    settings = settings.model_copy(
+        update={
+            "sftp_host": login.host,
+            "sftp_port": login.port,
+            "sftp_username": login.username,
+            "sftp_private_key": login.private_key,
+            "sftp_host_key": login.host_key,
+        }
+    )
+    async with make_dropoff(settings).session() as session:
+        assert isinstance(session._channels.first.wire, Wire if fast else SftpRequests)

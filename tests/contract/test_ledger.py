@@ -1,4 +1,5 @@
-"""The ledger's promises (DESIGN 4): accept once, claim by lease and fence, finish once, recover. On SQL and its twin alike."""
+"""The ledger's promises (docs/reliability.md), on SQL and its twin alike: accept once, claim by lease and fence, finish once,
+recover."""
 
 from __future__ import annotations
 

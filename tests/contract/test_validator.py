@@ -1,4 +1,5 @@
-"""What counts as a yes, a no and no answer (DESIGN 3.4): the twin, and the real adapter against a scripted HTTP server."""
+"""What counts as a yes, a no and no answer (docs/contract.md, section 4): the twin, and the real adapter against a scripted
+HTTP server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DESIGN 3.3, row by row, and every refusal."""
+"""docs/contract.md, section 3, row by row, and every refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DESIGN 3.1: which files go."""
+"""docs/contract.md, section 1: which files go."""
 
 from __future__ import annotations
 

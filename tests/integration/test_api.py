@@ -1,4 +1,4 @@
-"""The HTTP API as its callers know it (DESIGN 2), over a real socket, on the ledger's twin and on SQLite."""
+"""The HTTP API as its callers know it, over a real socket, on the ledger's twin and on SQLite."""
 
 from __future__ import annotations
 

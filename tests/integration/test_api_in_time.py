@@ -1,4 +1,4 @@
-"""The API answers within 3 s, whatever is down or frozen (DESIGN 4, invariant A). 3 s is the contract, not a benchmark."""
+"""The API answers within 3 s, whatever is down or frozen (docs/reliability.md, A). 3 s is the contract, not a benchmark."""
 
 from __future__ import annotations
 

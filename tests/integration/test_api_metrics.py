@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from api_server import Site
+from ncr_upload.application.metrics import RETRIES, STAGE_SECONDS, MetricsRecorder
 from ncr_upload.application.ports import Figures, Memory, WorkerReport
 from ncr_upload.domain.batches import WorkerRoom
 from ncr_upload.domain.jobs import Status
@@ -45,3 +46,20 @@ def test_memory_stats_tell_what_the_workers_said(site: Site) -> None:
     (worker,) = site.http.get("/memory-stats").json()["workers"]
     assert (worker["worker"], worker["capacity"], worker["configured"]) == ("celery@w1", 1, 4)
     assert (worker["resident_bytes"], worker["used_percent"], worker["source"]) == (700, 90.0, "cgroup2")
+
+
+def test_counters_and_histograms_of_all_processes_are_told(site: Site) -> None:
+    before = scrape(site)
+    assert before["ncr_jobs_ended_total", "completed"] == 0, "a series is there before its first count, so that rate() sees it"
+    for seconds in (0.3, 7):
+        recorder = MetricsRecorder(site.ports.metrics, flush_seconds=3600)
+        recorder.job_ended(Status.COMPLETED)
+        recorder.count(RETRIES, "transient")
+        recorder.observe(STAGE_SECONDS, "download", seconds)
+        recorder.flush()
+    found = scrape(site)
+    assert (found["ncr_jobs_ended_total", "completed"], found["ncr_retries_total", "transient"]) == (2, 2)
+    assert (found["ncr_stage_seconds_count", "download"], found["ncr_stage_seconds_sum", "download"]) == (2, 7.3)
+    buckets = [found["ncr_stage_seconds_bucket", bound, "download"] for bound in ("0.25", "0.5", "5.0", "10.0", "+Inf")]
+    assert buckets == [0, 1, 1, 2, 2]
+    assert found[("ncr_delivered_bytes_total",)] == 0

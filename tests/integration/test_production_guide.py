@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ncr_upload.application.metrics import FAMILIES
 from ncr_upload.entrypoints.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +35,20 @@ def test_every_metric_that_the_guide_names_is_one() -> None:
     source = (ROOT / "src/ncr_upload/entrypoints/api/metrics.py").read_text()
     known = set(FIGURE.findall(source)) - {"ncr_worker_{name}"}
     known |= {f"ncr_worker_{name}" for name in re.findall(r'^    "([a-z_]+)": \("', source, re.MULTILINE)}
+    known |= {family.name if family.buckets else f"{family.name}_total" for family in FAMILIES}
     named = set(re.findall(r"`(ncr_[a-z_]+)", GUIDE)) - {"ncr_"}
     assert named == known
+
+
+def test_the_queries_of_the_guide_ask_for_series_that_there_are() -> None:
+    queries = "\n".join(re.findall(r"```promql\n(.*?)```", GUIDE, re.DOTALL))
+    asked = set(re.findall(r"\bncr_[a-z_]+", queries))
+    counted = {
+        f"{family.name}_{end}" for family in FAMILIES for end in (("bucket", "count", "sum") if family.buckets else ("total",))
+    }
+    assert asked
+    assert asked <= counted
+    assert {name.rsplit("_", 1)[0] for name in asked} == {family.name for family in FAMILIES}, "each has its query"
 
 
 def test_a_worker_is_given_longer_than_its_longest_stage() -> None:

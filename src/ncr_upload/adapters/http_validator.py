@@ -128,7 +128,7 @@ class HttpValidator:
             question.abandon()
 
     def _read_verdict(self, sku: str, body: bytes) -> Verdict:
-        """DESIGN 3.4: all entries must pass; what cannot be read is unknown, never a pass."""
+        """docs/contract.md, section 4: all entries must pass; what cannot be read is unknown, never a pass."""
         try:
             answer = parse_json(body)
             entries = answer["data"]

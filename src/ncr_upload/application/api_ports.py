@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ncr_upload.application.lanes import Lanes
+from ncr_upload.application.metrics import MemoryMetrics, MetricsStore
 from ncr_upload.application.ports import Host, JobQueue, Recovery, Statistics, StatusBoard, Submissions, WorkerReports
 
 Probe = Callable[[], object]
@@ -26,4 +27,5 @@ class ApiPorts:
     deep_probes: Mapping[str, Probe]
     reports: WorkerReports
     statistics: Statistics
+    metrics: MetricsStore = field(default_factory=MemoryMetrics)
     lanes: Lanes = field(default_factory=Lanes)

@@ -20,7 +20,8 @@ GROWING_BYTES = 32 * 1024 * 1024
 
 
 class Downloads:
-    """A package's files on their way into a workspace. `prepare`, then `begin`; `stop` whatever became of them.
+    """A package's files on their way into a workspace. Call `prepare`, then `begin`. Cancel `tasks` in the end, whatever
+    became of them.
 
     `distrustful`: what comes from the cache is hashed before it is used, for whoever uses it before the zip has read it.
     `again`: an attempt failed before. It may have been by a list older than an object, so each object is looked at itself.

@@ -121,7 +121,8 @@ class Archiver(Protocol):
     """Makes the zip the validator judges."""
 
     def stream(self, files: Sequence[Arrival]) -> Zip:
-        """The zip, while its files arrive. The same files in the same order give the same bytes, whenever and wherever."""
+        """The zip, while its files arrive. The same files in the same order give the same bytes; only the packing of deflated
+        entries depends on the host's zlib."""
 
 
 # --- the validator ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from ncr_upload.application.api_ports import ApiPorts
+from ncr_upload.application.metrics import Counts
 from ncr_upload.application.monitoring import REPORTS_MISSED
 from ncr_upload.application.ports import Figures, Page, WorkerReport
 from ncr_upload.application.views import is_whole, iso_time, optional_time, view_of, with_live
@@ -212,6 +213,11 @@ async def read_depths(ports: ApiPorts) -> dict[str, int] | Unavailable:
 async def read_figures(ports: ApiPorts, batch_timeout_seconds: float) -> Figures | Unavailable:
     """The ledger in figures."""
     return await _answer_or_error(ports.lanes.database.run(lambda: ports.statistics.figures(batch_timeout_seconds)))
+
+
+async def read_counts(ports: ApiPorts) -> Counts | Unavailable:
+    """Return the counts of all processes."""
+    return await _answer_or_error(ports.lanes.database.run(ports.metrics.read))
 
 
 async def _answer_or_error(answer: Awaitable[T]) -> T | Unavailable:

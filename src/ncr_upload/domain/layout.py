@@ -1,4 +1,4 @@
-"""Where each file of a job goes inside its package (DESIGN 3.3).
+"""Where each file of a job goes inside its package (docs/contract.md, section 3).
 
 The rules, first that fits wins; extensions and folder names match in any case, the SKU too:
 

@@ -1,4 +1,4 @@
-"""Which of the studio's files for a job go into its package (DESIGN 3.1)."""
+"""Which of the studio's files for a job go into its package (docs/contract.md, section 1)."""
 
 from __future__ import annotations
 

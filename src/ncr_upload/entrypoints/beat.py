@@ -12,6 +12,7 @@ import structlog
 from celery import signals
 from celery.beat import ScheduleEntry, Scheduler
 
+from ncr_upload.application.metrics import FOLD_IDLE_SECONDS, FOLDED_KEPT_SECONDS, MetricsRecorder, MetricsStore
 from ncr_upload.application.monitoring import BatchWatch
 from ncr_upload.application.ports import History, Statistics
 from ncr_upload.application.recovery import SweepPorts, sweep
@@ -20,6 +21,7 @@ from ncr_upload.entrypoints.alive import show_alive
 from ncr_upload.entrypoints.bootstrap.records import (
     make_celery,
     make_history,
+    make_metrics,
     make_release_limits,
     make_statistics,
     make_sweep_ports,
@@ -43,7 +45,17 @@ app.conf.beat_max_loop_interval = settings.sweep_seconds
 
 @lru_cache(maxsize=1)
 def _sweep_parts() -> SweepPorts:
-    return make_sweep_ports(settings, app)
+    return make_sweep_ports(settings, app, _recorder().job_ended)
+
+
+@lru_cache(maxsize=1)
+def _metrics() -> MetricsStore:
+    return make_metrics(settings)
+
+
+@lru_cache(maxsize=1)
+def _recorder() -> MetricsRecorder:
+    return MetricsRecorder(_metrics())
 
 
 @lru_cache(maxsize=1)
@@ -69,15 +81,18 @@ def run_sweep() -> None:
     except Unavailable as error:
         log.warning("sweep_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
         return
+    finally:
+        _recorder().flush()  # beat may be ended at any moment
     if swept.rung or swept.released or swept.given_up:
         log.info("swept", rung=swept.rung, released=swept.released, given_up=list(swept.given_up))
 
 
 @app.task(name="ncr.prune")  # type: ignore[untyped-decorator]
 def prune_history() -> None:
-    """Let some of what ended over HISTORY_DAYS ago go."""
+    """Let some of what ended over HISTORY_DAYS ago go, and fold the counts of processes that are gone."""
     try:
         pruned = _history().prune(settings.history_days * 86400, PRUNED_AT_ONCE)
+        _metrics().fold(FOLD_IDLE_SECONDS, FOLDED_KEPT_SECONDS)
     except Unavailable as error:
         log.warning("prune_incomplete", code=error.code, reason=error.message, next_step=error.next_step)
         return

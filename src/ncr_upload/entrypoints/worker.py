@@ -17,11 +17,12 @@ from celery.worker import state as worker_state
 from ncr_upload.application import duties
 from ncr_upload.application.attempts import Settled, WorkerOptions, WorkerPorts, run_task
 from ncr_upload.application.leaving import Leaving
+from ncr_upload.application.metrics import MetricsRecorder
 from ncr_upload.application.recovery import SweepPorts, release_and_ring
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, HandedOver, Unavailable
 from ncr_upload.entrypoints.alive import show_alive
 from ncr_upload.entrypoints.bootstrap.deliveries import make_worker_options, make_worker_ports
-from ncr_upload.entrypoints.bootstrap.records import make_celery, make_release_limits, make_sweep_ports
+from ncr_upload.entrypoints.bootstrap.records import make_celery, make_metrics, make_release_limits, make_sweep_ports
 from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.drain import Drain, keep_from_children, listen_in_child
 from ncr_upload.entrypoints.logs import set_up_logs
@@ -41,7 +42,12 @@ leaving = Leaving()
 @lru_cache(maxsize=1)
 def _worker_parts(_process: int) -> tuple[WorkerPorts, WorkerOptions]:
     name = f"{socket.gethostname()}:{os.getpid()}"
-    return make_worker_ports(settings), make_worker_options(settings, name)
+    return make_worker_ports(settings, _recorder(_process)), make_worker_options(settings, name)
+
+
+@lru_cache(maxsize=1)
+def _recorder(_process: int) -> MetricsRecorder:
+    return MetricsRecorder(make_metrics(settings))
 
 
 @lru_cache(maxsize=1)
@@ -67,6 +73,11 @@ def _before_fork(**_: Any) -> None:
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _after_fork(**_: Any) -> None:
     listen_in_child(leaving)
+
+
+@signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def _before_child_ends(**_: Any) -> None:
+    _recorder(os.getpid()).flush(ended=True)
 
 
 @lru_cache(maxsize=1)

@@ -20,8 +20,18 @@ Place = tuple[int, int]
 class Channels:
     """At most `connections` with `channels` in each. A server that refuses some is used with the rest."""
 
-    def __init__(self, login: SftpLogin, timeout_seconds: float, connections: int, channels: int, allowance: Allowance) -> None:
+    def __init__(
+        self,
+        login: SftpLogin,
+        timeout_seconds: float,
+        connections: int,
+        channels: int,
+        allowance: Allowance,
+        *,
+        fast_transport: bool = True,
+    ) -> None:
         self._login = login
+        self._fast_transport = fast_transport
         self.allowance = allowance
         self._timeout_seconds = timeout_seconds
         self._most_connections = connections
@@ -84,15 +94,15 @@ class Channels:
             return self._connections[number]
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
-        connection = await connect(self._login, self._timeout_seconds)
-        quicken(connection)
-        return connection
+        return await connect(self._login, self._timeout_seconds)
 
     async def _start_sftp(self, connection: asyncssh.SSHClientConnection) -> Remote:
         address = self._login.address
         try:
-            channel = await asyncio.wait_for(connection.start_sftp_client(path_errors="surrogateescape"), self._timeout_seconds)
-            return Remote(channel, address, self._timeout_seconds)
+            fast = self._fast_transport and quicken(connection)
+            opening = connection.start_sftp_client(path_errors="surrogateescape")
+            channel = await asyncio.wait_for(opening, self._timeout_seconds)
+            return Remote(channel, address, self._timeout_seconds, fast=fast)
         except (asyncssh.Error, OSError) as error:
             raise Unavailable(
                 "sftp_unreachable",

@@ -56,11 +56,14 @@ class SftpDropoff:
         timeout_seconds: float = 30,
         connections: int = 4,
         limits: Limits | None = None,
+        *,
+        fast_transport: bool = True,
     ) -> None:
         self._login = login
         self._base = posixpath.normpath(base_dir) if base_dir else "."
         self._connections = connections
         self._limits = limits
+        self._fast_transport = fast_transport
         self._channels = channels
         self._timeout_seconds = timeout_seconds
 
@@ -71,7 +74,8 @@ class SftpDropoff:
     @asynccontextmanager
     async def session(self, patience_seconds: float = 0) -> AsyncIterator[SftpSession]:
         allowance = Allowance(self.destination, self._limits, lambda: channels.abort())
-        channels = Channels(self._login, self._timeout_seconds, self._connections, self._channels, allowance)
+        sizes = (self._timeout_seconds, self._connections, self._channels)
+        channels = Channels(self._login, *sizes, allowance, fast_transport=self._fast_transport)
         try:
             await channels.start(patience_seconds)
             yield SftpSession(channels, self._base)

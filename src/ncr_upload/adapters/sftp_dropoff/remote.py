@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import asyncssh
 from asyncssh import FILEXFER_TYPE_DIRECTORY
 
-from ncr_upload.adapters.sftp_dropoff.wire import Wire
+from ncr_upload.adapters.sftp_dropoff.wire import requests_of
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 from ncr_upload.domain.text import QUOTE, bound_line
 
@@ -100,9 +100,9 @@ class Room:
 class Remote:
     """One SFTP channel. Raises `Missing`, `Failed`, `DestinationParked`, or `Unavailable` when the connection is gone."""
 
-    def __init__(self, channel: asyncssh.SFTPClient, address: str, timeout_seconds: float) -> None:
+    def __init__(self, channel: asyncssh.SFTPClient, address: str, timeout_seconds: float, *, fast: bool = True) -> None:
         self.channel = channel
-        self.wire = Wire(channel, timeout_seconds)
+        self.wire = requests_of(channel, timeout_seconds, fast=fast)
         self.address = address
         self.timeout_seconds = timeout_seconds
         self.round_trip_seconds = math.inf
@@ -229,14 +229,7 @@ class Remote:
 
     async def read_at(self, doing: str | Act, handle: bytes, offset: int, count: int) -> bytes:
         """Nothing at the end of the file."""
-
-        async def read() -> bytes:
-            try:
-                return (await self.channel._handler.read(handle, offset, count))[0]
-            except asyncssh.SFTPEOFError:
-                return b""
-
-        return await self.ask(doing, read())
+        return await self.ask(doing, self.wire.read(handle, offset, count))
 
     async def read(self, path: str, most: int = MAX_READ_BYTES) -> bytes:
         """Return its content, or the first `most` bytes of it."""

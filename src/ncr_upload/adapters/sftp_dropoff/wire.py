@@ -3,18 +3,20 @@
 asyncssh copies each block some fifteen times between a file's write and the socket, makes one system call for every 32 KiB, and
 puts an empty packet before each of its packets, which only ciphers in CBC mode need (RFC 4251, 9.3.1). With AES-GCM that was
 half of what an upload cost. This goes around it for the packets that carry a channel's data, by what asyncssh has inside;
-everything else stays asyncssh's, and so does all of it on a connection with another cipher. The version of asyncssh is pinned
-in requirements.txt, and tests say whether the way around is taken.
+everything else stays asyncssh's. So does all of it where `find_obstacle` finds an untested version, cipher or compression, and
+where SFTP_FAST_TRANSPORT=off: then `SftpRequests` asks the same through `SFTPClient`. The contract suites run both ways.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import struct
 import time
 from collections import deque
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import asyncssh
 from asyncssh.encryption import GCMEncryption
@@ -45,10 +47,118 @@ _PLACE = struct.Struct(">QI")
 _TIMES = struct.Struct(">III")
 Answer = tuple[int, Any]
 
+TESTED_VERSION = (2, 24)
+TESTED_CIPHERS = frozenset({"aes128-gcm@openssh.com", "aes256-gcm@openssh.com"})
+NEEDED = (
+    *("_auth_complete", "_channels", "_decompressor", "_inpbuf", "_recv_encryption", "_recv_pkthdr", "_recv_seq"),
+    *("_compressor", "_kex_complete", "_rekey_bytes", "_rekey_bytes_sent", "_rekey_seconds", "_rekey_time", "_send"),
+    *("_send_blocksize", "_send_encryption", "_send_seq"),
+)
+IS_FAST = "ncr_fast_transport"
+log = logging.getLogger(__name__)
 
-def quicken(connection: asyncssh.SSHClientConnection) -> None:
-    """Let what comes on this connection be read by `_Intake`."""
-    setattr(connection, "_recv_pkthdr", _Intake(connection).receive)  # noqa: B010 - mypy forbids to assign a method
+
+def quicken(connection: asyncssh.SSHClientConnection) -> bool:
+    """Have `_Intake` read what comes on this connection where that was tested; return whether it was."""
+    if connection.get_extra_info(IS_FAST) is None:
+        obstacle = find_obstacle(connection)
+        if obstacle is None:
+            setattr(connection, "_recv_pkthdr", _Intake(connection).receive)  # noqa: B010 - mypy forbids to assign a method
+        else:
+            _say_once(obstacle)
+        connection.set_extra_info(**{IS_FAST: obstacle is None})
+    return bool(connection.get_extra_info(IS_FAST))
+
+
+def find_obstacle(connection: asyncssh.SSHClientConnection) -> str | None:
+    """Return why the fast transport was not tested with this connection; None if it was."""
+    if tuple(asyncssh.__version__.split(".")[:2]) != tuple(map(str, TESTED_VERSION)):
+        return f"asyncssh {asyncssh.__version__} is not {'.'.join(map(str, TESTED_VERSION))}"
+    for direction in ("send", "recv"):
+        cipher = connection.get_extra_info(f"{direction}_cipher")
+        if cipher not in TESTED_CIPHERS:
+            return f"the cipher {cipher} is not one of {', '.join(sorted(TESTED_CIPHERS))}"
+        compression = connection.get_extra_info(f"{direction}_compression")
+        if compression != "none":
+            return f"the connection is compressed by {compression}"
+    missing = [name for name in NEEDED if not hasattr(connection, name)]
+    return f"asyncssh {asyncssh.__version__} lacks {', '.join(missing)}" if missing else None
+
+
+@lru_cache(maxsize=64)
+def _say_once(obstacle: str) -> None:
+    log.info("fast_transport: not used, since %s; uploads take about twice the CPU time", obstacle[:200])
+
+
+class Requests(Protocol):
+    """The requests that each file takes. A handle is good for the object that opened it."""
+
+    async def open(self, path: bytes, flags: int) -> bytes: ...
+
+    async def close(self, handle: bytes) -> None: ...
+
+    async def rename(self, old: bytes, new: bytes) -> None: ...
+
+    async def set_time(self, path: bytes, mtime: int) -> None: ...
+
+    async def read(self, handle: bytes, offset: int, count: int) -> bytes: ...
+
+    def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Any]: ...
+
+    def check(self, answer: asyncio.Future[Any]) -> None: ...
+
+
+def requests_of(channel: asyncssh.SFTPClient, timeout_seconds: float, *, fast: bool) -> Requests:
+    """Return a `Wire` where the channel's connection was quickened, else `SftpRequests`."""
+    return Wire(channel, timeout_seconds) if fast else SftpRequests(channel, timeout_seconds)
+
+
+class SftpRequests:
+    """The requests of `Wire` through the public `SFTPClient`."""
+
+    def __init__(self, channel: asyncssh.SFTPClient, timeout_seconds: float) -> None:
+        self._channel = channel
+        self._timeout_seconds = timeout_seconds
+        self._files: dict[bytes, asyncssh.SFTPClientFile] = {}
+        self._opened = 0
+
+    async def open(self, path: bytes, flags: int) -> bytes:
+        """See `Wire.open`."""
+        async with asyncio.timeout(self._timeout_seconds):
+            file = await self._channel.open(path, flags, encoding=None, block_size=0)
+        self._opened += 1
+        handle = b"%d" % self._opened
+        self._files[handle] = file
+        return handle
+
+    async def close(self, handle: bytes) -> None:
+        """Close the file of the handle."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._files.pop(handle).close()
+
+    async def rename(self, old: bytes, new: bytes) -> None:
+        """Rename by the plain request of SFTP version 3."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._channel.rename(old, new)
+
+    async def set_time(self, path: bytes, mtime: int) -> None:
+        """Set the times of access and change."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._channel.utime(path, (mtime, mtime))
+
+    async def read(self, handle: bytes, offset: int, count: int) -> bytes:
+        """Return at most `count` bytes; nothing at the end of the file."""
+        found = await self._files[handle].read(count, offset)
+        assert isinstance(found, bytes)  # opened without an encoding
+        return found
+
+    def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Any]:
+        """Send it as one request; the server's answer comes later, for `check`."""
+        return asyncio.ensure_future(self._files[handle].write(bytes(block), offset))
+
+    def check(self, answer: asyncio.Future[Any]) -> None:
+        """Raise what the server said, or why it said nothing."""
+        answer.result()
 
 
 class _Intake:
@@ -155,6 +265,13 @@ class Wire:
 
     async def set_time(self, path: bytes, mtime: int) -> None:
         self._check(*await self._ask_within(FXP_SETSTAT, _text(path) + _TIMES.pack(ATTR_ACMODTIME, mtime, mtime)))
+
+    async def read(self, handle: bytes, offset: int, count: int) -> bytes:
+        """Return at most `count` bytes; nothing at the end of the file. The caller has the time-out."""
+        try:
+            return bytes((await self._handler.read(handle, offset, count))[0])
+        except asyncssh.SFTPEOFError:
+            return b""
 
     def write(self, handle: bytes, block: memoryview, offset: int) -> asyncio.Future[Answer]:
         """Send it now; the server's answer comes later, for `check`. Raises `SFTPConnectionLost`."""

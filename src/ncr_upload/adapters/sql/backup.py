@@ -26,6 +26,7 @@ from ncr_upload.adapters.sql.tables import (
     files,
     idempotency,
     jobs,
+    metrics,
     pace,
     parked_destinations,
     workers,
@@ -43,8 +44,8 @@ KEYED = {jobs: "task_id", batches: "batch_id", idempotency: "idempotency_key"}
 """Saved by this key: a row whose key the ledger still has stays as it is, being the newer."""
 CHILDREN = {events: (jobs, "task_id"), files: (jobs, "task_id"), conflicts: (batches, "batch_id")}
 """Come back with their parent."""
-LEFT_OUT = frozenset({parked_destinations, duties, workers, connections, pace})
-"""Found out anew."""
+LEFT_OUT = frozenset({parked_destinations, duties, workers, connections, pace, metrics})
+"""Found out anew; counters begin at 0 again."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The studio's tables (DESIGN 3.1). They belong to the studio: read and updated here, never altered."""
+"""The studio's tables (docs/contract.md, section 1). They belong to the studio: read and updated here, never altered."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Table, insert, literal, select
 from ncr_upload.adapters.sql.tables import events, jobs
 from ncr_upload.domain.jobs import NewJob, Stage, Status, Task, progress_percent
 
-UUID_BYTES = 16
 COLUMNS = (
     *("task_id", "job_id", "username", "campaign", "row_id", "batch_id", "status", "stage", "message", "attempt"),
     *("max_attempts", "created_at", "updated_at", "claimable_at", "fence", "cancel_requested"),
@@ -21,17 +20,6 @@ EVENT_COLUMNS = ("task_id", "at", "attempt", "stage", "kind", "actor", "message"
 ACCEPTED = "accepted"
 
 
-def mint_task_ids(count: int) -> list[str]:
-    """Random UUIDs (RFC 9562, version 4), in a quarter of the time that `uuid.uuid4` takes for as many."""
-    digits = os.urandom(UUID_BYTES * count).hex()
-    found = []
-    for start in range(0, len(digits), 2 * UUID_BYTES):
-        one = digits[start : start + 2 * UUID_BYTES]
-        variant = "89ab"[int(one[16], 16) & 3]
-        found.append(f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{variant}{one[17:20]}-{one[20:]}")
-    return found
-
-
 def make_tasks(
     new_jobs: Sequence[NewJob], batch_id: str | None, now: float, *, release: int, remark: str, max_attempts: int
 ) -> list[Task]:
@@ -39,9 +27,9 @@ def make_tasks(
     held = f"{remark}; waits for its turn in the batch"
     status, stage, progress = Status.PENDING, Stage.QUEUED, progress_percent(Stage.QUEUED)
     tasks = []
-    for index, (task_id, job) in enumerate(zip(mint_task_ids(len(new_jobs)), new_jobs, strict=True)):
+    for index, job in enumerate(new_jobs):
         message, due_at = (remark, now) if index < release else (held, None)
-        who = (task_id, job.job_id, job.username, job.campaign, job.row_id, batch_id)
+        who = (str(uuid.uuid4()), job.job_id, job.username, job.campaign, job.row_id, batch_id)
         tasks.append(Task(*who, status, stage, progress, message, 0, max_attempts, now, now, due_at=due_at))
     return tasks
 

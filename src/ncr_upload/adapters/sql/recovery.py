@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, li
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
 from ncr_upload.adapters.sql.rows import has_attempt_left, problem_columns, task_of, write_event
 from ncr_upload.adapters.sql.tables import PARTIAL_INDICES, batches, db_now, jobs, live_first, statement_now
+from ncr_upload.application.metrics import OnEnded, ignore_end
 from ncr_upload.domain.batches import BatchLoad, WorkerRoom, plan_room, release_next
 from ncr_upload.domain.jobs import LIVE, Problem, Status, Task
 
@@ -19,8 +20,9 @@ SWEEPER = "sweeper"
 class SqlRecovery:
     """`Recovery` on SQL."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, on_ended: OnEnded = ignore_end) -> None:
         self._engine = engine
+        self._on_ended = on_ended
 
     def due(self, limit: int, but_newest: int = 0) -> list[str]:
         """See `Recovery.due`. Those that are left out are counted where they are."""
@@ -79,6 +81,7 @@ class SqlRecovery:
                 actor=SWEEPER,
                 message=problem.message,
             )
+        self._on_ended(Status.FAILED, 1)
         return True
 
     @whole_transaction

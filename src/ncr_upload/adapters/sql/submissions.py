@@ -15,6 +15,7 @@ from ncr_upload.adapters.sql.new_tasks import make_task, make_tasks, write_tasks
 from ncr_upload.adapters.sql.rows import problem_columns, read_now, read_task, task_of
 from ncr_upload.adapters.sql.tables import batches, conflicts, db_now, events, jobs, live_first
 from ncr_upload.adapters.sql.tables import idempotency as idempotency_keys
+from ncr_upload.application.metrics import OnEnded, ignore_end
 from ncr_upload.application.ports import AlreadyLive, BatchCounts, CancelAnswer, Idempotency, KeyReused, Page, Wanted
 from ncr_upload.domain.batches import Share
 from ncr_upload.domain.errors import Unavailable
@@ -33,9 +34,10 @@ CANCEL_REQUESTED_MESSAGE = "the caller asked for the job to be cancelled"
 class SqlSubmissions:
     """`Submissions` on SQL."""
 
-    def __init__(self, engine: Engine, *, max_attempts: int) -> None:
+    def __init__(self, engine: Engine, *, max_attempts: int, on_ended: OnEnded = ignore_end) -> None:
         self._engine = engine
         self._max_attempts = max_attempts
+        self._on_ended = on_ended
 
     @whole_transaction
     def accept(
@@ -173,6 +175,8 @@ class SqlSubmissions:
             if waited or answer is CancelAnswer.REQUESTED:
                 _update_all(connection, [row], _cancelled() if waited else {"cancel_requested": 1})
                 connection.execute(insert(events).values(_cancel_event(row, read_now(connection), waited=waited)))
+        if waited:
+            self._on_ended(Status.CANCELLED, 1)
         return answer
 
     def history(self, task_id: str) -> list[Event]:
@@ -274,6 +278,7 @@ class SqlSubmissions:
             told = [_cancel_event(row, now, waited=True) for row in waiting]
             if told := told + [_cancel_event(row, now, waited=False) for row in running]:
                 connection.execute(insert(events), told)
+        self._on_ended(Status.CANCELLED, len(waiting))
         return {answer: len(found) for answer, found in by_answer.items() if found}
 
 

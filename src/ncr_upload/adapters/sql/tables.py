@@ -235,6 +235,16 @@ duties = Table(
     Column("due_at", Double, nullable=False),
 )
 
+metrics = Table(
+    "ncr_metrics",
+    metadata,
+    # One row a process, and one for all that were folded into it. State: see `SqlMetrics`.
+    Column("process", exact(64), primary_key=True),
+    Column("state", SmallInteger, nullable=False),
+    Column("stored_at", Double, nullable=False, index=True),
+    Column("counts", Text, nullable=False),
+)
+
 
 class db_now(ColumnElement[float]):
     """Seconds since the epoch by the database's clock, with fractions, at the time the row is looked at: also after a wait for

@@ -1,8 +1,9 @@
 """The zip the validator judges.
 
-Reproducible: entries in the order given, the first date a zip can hold, fixed permissions, no extra fields. Entries of
-compressed types are stored, with size and CRC in front, so each waits until its file is whole; the rest are deflated, with a
-data descriptor behind, while their files arrive. So are compressed ones of LARGE_BYTES or more, in deflate's stored blocks.
+Reproducible: entries in the order given, the first date a zip can hold, fixed permissions, no extra fields. Only the packing of
+deflated entries depends on the host's zlib. Entries of compressed types are stored, with size and CRC in front, so each waits
+until its file is whole; the rest are deflated, with a data descriptor behind, while their files arrive. So are compressed ones
+of LARGE_BYTES or more, in deflate's stored blocks.
 Zip64 is used from the entry on that could need it, which sizes alone decide. The records are made in `records.py`.
 """
 

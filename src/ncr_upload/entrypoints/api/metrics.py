@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from ncr_upload.application import queries
+from ncr_upload.application.metrics import FAMILIES, Counts, histogram_of
 from ncr_upload.application.ports import Figures, WorkerReport
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import LIVE, TERMINAL, Status
@@ -28,14 +31,15 @@ router = APIRouter(tags=["Monitoring"])
     dependencies=[documented],
 )
 async def metrics(api: In) -> Response:
-    """Jobs by status, queues, workers and memory. What a part did not answer in time is left out, and `ncr_up` of that
-    part is 0."""
-    figures, depths, reports = await asyncio.gather(
+    """Jobs by status, queues, workers and memory; counters and histograms of all processes. What a part did not answer in time
+    is left out, and `ncr_up` of that part is 0."""
+    figures, depths, reports, counts = await asyncio.gather(
         queries.read_figures(api.ports, api.settings.batch_timeout),
         queries.read_depths(api.ports),
         queries.read_reports(api.ports, api.settings.memory_check_interval),
+        queries.read_counts(api.ports),
     )
-    return Response(_render(api, figures, depths, reports), media_type=CONTENT_TYPE_LATEST)
+    return Response(_render(api, figures, depths, reports, counts), media_type=CONTENT_TYPE_LATEST)
 
 
 def _render(
@@ -43,6 +47,7 @@ def _render(
     figures: Figures | Unavailable,
     depths: Mapping[str, int] | Unavailable,
     reports: list[WorkerReport] | Unavailable,
+    counts: Counts | Unavailable,
 ) -> bytes:
     registry = CollectorRegistry()
 
@@ -73,7 +78,33 @@ def _render(
     if not isinstance(reports, Unavailable):
         for name, (text, read) in _OF_WORKERS.items():
             gauge(f"ncr_worker_{name}", text, {(report.worker,): read(report) for report in reports}, "worker")
+    if not isinstance(counts, Unavailable):
+        registry.register(_Counted(counts))
     return generate_latest(registry)
+
+
+class _Counted(Collector):
+    """What all processes have counted, as Prometheus wants it."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        for family in FAMILIES:
+            labels = () if family.label is None else (family.label,)
+            if family.buckets:
+                histogram = HistogramMetricFamily(family.name, family.text, labels=labels)
+                for value in family.values:
+                    buckets, total = histogram_of(family, value, self._counts)
+                    histogram.add_metric(
+                        [value], [(str(float(bound)).replace("inf", "+Inf"), count) for bound, count in buckets], total
+                    )
+                yield histogram
+            else:
+                counter = CounterMetricFamily(family.name, family.text, labels=labels)
+                for value in family.values:
+                    counter.add_metric([value] if labels else [], self._counts.get(family.key(value), 0.0))
+                yield counter
 
 
 _OF_WORKERS: dict[str, tuple[str, Any]] = {

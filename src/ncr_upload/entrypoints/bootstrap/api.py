@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from ncr_upload.adapters import celery_queue
 from ncr_upload.adapters.host import MachineHost
+from ncr_upload.adapters.sql.metrics import SqlMetrics
 from ncr_upload.adapters.sql.parking import SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
 from ncr_upload.adapters.sql.statistics import SqlStatistics
@@ -18,6 +19,7 @@ from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.api_ports import ApiPorts, Probe
 from ncr_upload.application.lanes import Lanes
+from ncr_upload.application.metrics import MetricsRecorder
 from ncr_upload.application.parking import require_open
 from ncr_upload.domain.errors import Deferred
 from ncr_upload.entrypoints.api.app import create_app
@@ -34,14 +36,19 @@ from ncr_upload.entrypoints.crash import crash_points
 from ncr_upload.entrypoints.logs import set_up_logs
 from ncr_upload.entrypoints.settings import Settings, load_settings
 
+CANCELS_FLUSH_SECONDS = 0.5
+"""The API counts only the jobs that are cancelled before a worker has them. They are few, so their counts are stored soon."""
+
 
 def make_api() -> FastAPI:
     """The API, for uvicorn. It starts, and says what is wrong, even while its database is away."""
     settings = load_settings()
     set_up_logs(settings)
     engine = make_engine(settings, pool_size=12)
+    metrics = SqlMetrics(engine)
+    recorder = MetricsRecorder(metrics, CANCELS_FLUSH_SECONDS)
     ports = ApiPorts(
-        ledger=SqlSubmissions(engine, max_attempts=settings.max_attempts),
+        ledger=SqlSubmissions(engine, max_attempts=settings.max_attempts, on_ended=recorder.job_ended),
         recovery=SqlRecovery(engine),
         board=make_board(settings),
         queue=make_queue(settings, make_celery(settings)),
@@ -51,6 +58,7 @@ def make_api() -> FastAPI:
         deep_probes={"tables": lambda: check_tables(engine, settings)} | _make_probes(settings, engine),
         reports=SqlWorkerReports(engine),
         statistics=SqlStatistics(engine),
+        metrics=metrics,
         lanes=Lanes(submit_threads=1 if engine.dialect.name == "sqlite" else 4),
     )
     threading.Thread(target=wait_for_tables, args=(settings,), name="tables", daemon=True).start()

@@ -21,6 +21,7 @@ from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.zip_archive import ZipArchiver
 from ncr_upload.application.attempts import WorkerOptions, WorkerPorts
 from ncr_upload.application.janitor import JanitorOptions
+from ncr_upload.application.metrics import CountedClaims, CountedStore, MemoryMetrics, MetricsRecorder
 from ncr_upload.application.parking import ParkingOptions
 from ncr_upload.application.pipeline import PipelineOptions, PipelinePorts
 from ncr_upload.domain.admission import AdmissionLimits
@@ -57,15 +58,16 @@ def require_worker_settings(settings: Settings) -> None:
         raise SettingsMissing(f"not set: {'; '.join(missing)}. Set them in the environment or in .env (see env_sample).")
 
 
-def make_worker_ports(settings: Settings) -> WorkerPorts:
+def make_worker_ports(settings: Settings, recorder: MetricsRecorder | None = None) -> WorkerPorts:
     """For one worker process, after its fork."""
+    recorder = recorder or MetricsRecorder(MemoryMetrics())
     engine = make_engine(settings, pool_size=3, wait_seconds=PATIENT_SECONDS)
     pipeline = PipelinePorts(
-        claims=SqlClaims(engine),
+        claims=CountedClaims(SqlClaims(engine), recorder),
         cleaning=SqlCleaning(engine),
         parking=SqlParking(engine),
         catalogue=make_catalogue(settings, engine),
-        store=make_store(settings),
+        store=CountedStore(make_store(settings), recorder),
         archiver=ZipArchiver(),
         validator=make_validator(settings),
         dropoff=make_dropoff(settings, engine),
@@ -159,6 +161,7 @@ def make_dropoff(settings: Settings, engine: Engine | None = None, wait_seconds:
         channels=settings.sftp_channels,
         timeout_seconds=settings.sftp_timeout_seconds,
         limits=limits,
+        fast_transport=settings.sftp_fast_transport == "auto",
     )
 
 

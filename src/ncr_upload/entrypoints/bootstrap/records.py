@@ -18,6 +18,7 @@ from ncr_upload.adapters.sql.backup import Restored, restore_backup, write_backu
 from ncr_upload.adapters.sql.cleaning import SqlCleaning
 from ncr_upload.adapters.sql.engine import READ_ONLY, WAIT_SECONDS, Tls, open_engine, translated_errors
 from ncr_upload.adapters.sql.history import SqlHistory
+from ncr_upload.adapters.sql.metrics import SqlMetrics
 from ncr_upload.adapters.sql.own_statements import check_statements, load_statements, tables_in_use
 from ncr_upload.adapters.sql.parking import SqlDuties, SqlParking
 from ncr_upload.adapters.sql.recovery import SqlRecovery
@@ -26,6 +27,7 @@ from ncr_upload.adapters.sql.statistics import SqlStatistics
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.workers import SqlWorkerReports
 from ncr_upload.application.download_cache import DownloadCache
+from ncr_upload.application.metrics import OnEnded, ignore_end
 from ncr_upload.application.recovery import ReleaseLimits, SweepPorts
 from ncr_upload.application.workspace import sweep_workspaces
 from ncr_upload.domain.errors import Unavailable
@@ -226,10 +228,15 @@ def make_statistics(settings: Settings) -> SqlStatistics:
     return SqlStatistics(make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS))
 
 
-def make_sweep_ports(settings: Settings, app: Celery) -> SweepPorts:
+def make_metrics(settings: Settings) -> SqlMetrics:
+    return SqlMetrics(make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS))
+
+
+def make_sweep_ports(settings: Settings, app: Celery, on_ended: OnEnded = ignore_end) -> SweepPorts:
+    """`on_ended` is told of the jobs that the sweep gives up."""
     engine = make_engine(settings, pool_size=2, wait_seconds=PATIENT_SECONDS)
     return SweepPorts(
-        recovery=SqlRecovery(engine),
+        recovery=SqlRecovery(engine, on_ended),
         cleaning=SqlCleaning(engine),
         parking=SqlParking(engine),
         duties=SqlDuties(engine),

@@ -105,7 +105,7 @@ def list_delivered(root: Path, job_id: str) -> list[DeliveredFile]:
 
 
 def check_delivered(chapter: Chapter, expected: dict[str, bytes], sftp_root: Path) -> None:
-    """Hold the delivery against the generated files, and the rows against DESIGN 3.1."""
+    """Hold the delivery against the generated files, and the rows against docs/contract.md, section 1."""
     chapter.expect(chapter.status["status"] == "completed", f"ended as {chapter.status['status']}: {chapter.status['message']}")
     wanted = {f"{chapter.job_id}/{target}": hashlib.sha256(data).hexdigest() for target, data in expected.items()}
     got = {file.path: file.sha256 for file in chapter.files}
