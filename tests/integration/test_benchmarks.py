@@ -19,6 +19,7 @@ from servers import run_server
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
+
 def test_the_results_of_the_last_run_hold_every_figure_with_its_goal() -> None:
     """The results are written by what was measured; nothing in them comes from a list."""
     results = figures.read_results()

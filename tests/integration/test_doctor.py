@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,11 @@ from ncr_upload.entrypoints.doctor import Finding, State, examine, is_well, rend
 from ncr_upload.entrypoints.settings import Settings
 from patience import allowed
 from servers import free_port
-from valkey_server import ValkeyServer, start_valkey
+from valkey_server import ValkeyServer
 from workplace import Workplace
 
 SECRETS = ("hunter2", "test-secret-key")
 NCR = (sys.executable, "-m", "ncr_upload.entrypoints.cli")
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with start_valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 @pytest.fixture

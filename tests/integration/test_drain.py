@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from patience import allowed
-from running_stack import NCR, free_port, until
+from patience import allowed, until
+from running_stack import NCR
+from servers import free_port
 
 JOB = {"job_id": "job-1", "username": "ann", "campaign": "spring"}
 AT_ONCE_SECONDS = 10.0
