@@ -1,8 +1,13 @@
 # Everything there is to do here. `make help` lists it.
 PYTHON ?= python3
 VENV   := .venv
+ifneq ($(origin PYTHON),file) # asked for: beside a .venv of another version it has a folder of its own, such as .venv-3.13
+VENV   := $(shell scripts/pythons.sh venv '$(PYTHON)')
+$(if $(VENV),,$(error no packages for PYTHON=$(PYTHON)))
+endif
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+MYSQL  := $(VENV)/share/ncr-mysql
 PEERS  := $(VENV)/.peers
 SEED   ?=
 TRIALS ?=
@@ -11,7 +16,7 @@ ONLY   ?=
 DATA   ?= package
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test chaos deploy-test soak bench profile check format docs lock clean servers
+.PHONY: help setup demo dev test test-pythons chaos deploy-test soak bench profile check format docs lock clean servers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,7 +34,8 @@ $(READY): requirements-dev.txt pyproject.toml src/ncr_validator/khronos/package-
 
 servers: $(READY) ## Install the real servers the tests use (root on Debian; else says what is missing)
 	@scripts/servers.sh
-	@scripts/mysql.sh $(VENV)/share/ncr-mysql || echo "servers: the tests on MySQL itself will be skipped; MariaDB stands in" >&2
+	@test -e $(MYSQL) -o ! -d .venv/share/ncr-mysql/empty || ln -s $(CURDIR)/.venv/share/ncr-mysql $(MYSQL)
+	@scripts/mysql.sh $(MYSQL) || echo "servers: the tests on MySQL itself will be skipped; MariaDB stands in" >&2
 
 demo: $(READY) ## Deliver a product on the whole stack, watch it, check it
 	@$(BIN)/ncr demo
@@ -37,8 +43,11 @@ demo: $(READY) ## Deliver a product on the whole stack, watch it, check it
 dev: $(READY) ## Run the whole stack on port 8001 until Ctrl-C
 	@$(BIN)/ncr dev
 
-test: $(READY) servers ## Run every test on real parts
+test: $(READY) servers ## Run every test on real parts (PYTHON=python3.13 for another version)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-pythons: ## Run the tests that need no servers on every Python from 3.11 on that is found
+	@scripts/pythons.sh test
 
 chaos: $(READY) servers ## Break everything at random for ten minutes and judge the outcome (SEED=, TRIALS=)
 	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(TRIALS),--trials $(TRIALS))
@@ -79,4 +88,4 @@ lock: $(READY) ## Re-lock the dependencies (scripts/lock.sh --upgrade for the ne
 	@scripts/lock.sh
 
 clean: ## Remove what was built and what the embedded stack kept
-	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -29,7 +29,8 @@ from growth import vacuum
 from http_load import Load, get, post, send
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.migrations.apply import upgrade
-from running_stack import NCR, until
+from patience import until
+from running_stack import NCR
 from servers import free_port
 from valkey_server import start_valkey
 

@@ -34,7 +34,8 @@ from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.adapters.sql.tables import batches, events, jobs
 from ncr_upload.domain.jobs import NewJob, Task
 from ncr_upload.migrations.apply import upgrade
-from running_stack import NCR, until
+from patience import until
+from running_stack import NCR
 from servers import free_port
 from valkey_server import start_valkey
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event, insert, text
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("src", "tests", "tests/fakes")]
 
 from databases import Databases
 from ledger_twin import MemoryJobQueue, MemoryStatusBoard

@@ -31,8 +31,9 @@ from growth import vacuum
 from ncr_upload.adapters.celery_queue import CeleryQueue, make_app, make_message
 from ncr_upload.adapters.sql.submissions import SqlSubmissions
 from ncr_upload.domain.jobs import NewJob, Task
+from patience import until
 from place import Place, open_place, worker_settings
-from running_stack import NCR, until
+from running_stack import NCR
 from studio_rows import open_database
 from valkey_server import start_valkey
 

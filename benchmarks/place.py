@@ -37,7 +37,8 @@ from ncr_upload.entrypoints.bootstrap.records import make_celery, make_queue
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job
 from ncr_upload.entrypoints.settings import Settings
 from parts import require
-from running_stack import ENDED, NCR, until
+from patience import until
+from running_stack import ENDED, NCR
 from servers import S3Server, SftpServer, free_port, run_server, start_s3, start_sshd
 from studio_rows import open_database
 from valkey_server import ValkeyServer, start_valkey

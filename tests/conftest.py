@@ -1,18 +1,33 @@
-"""What a run says of itself: on which databases and interpreters its tests ran."""
+"""Servers that tests of several folders share, and what a run says of itself: on which databases and interpreters its tests ran."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from databases import SERVERS
 from interpreters import OTHERS
 from parts import find
+from servers import SftpServer, start_sshd
+from valkey_server import ValkeyServer, start_valkey
 
 _PROGRAMS = {"postgresql": "postgres", "mariadb": "mariadbd", "mysql": "ncr-mysqld"}
+
+
+@pytest.fixture(scope="module")
+def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    with start_valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

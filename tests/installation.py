@@ -22,8 +22,8 @@ from sqlalchemy.exc import OperationalError
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
 from ncr_upload.entrypoints.settings import Settings
-from patience import PROMISED_SECONDS, allowed
-from running_stack import ENDED, NCR, until
+from patience import PROMISED_SECONDS, allowed, until
+from running_stack import ENDED, NCR
 from servers import S3Server, SftpServer, free_port, start_asyncssh, start_s3
 from studio_rows import open_database
 

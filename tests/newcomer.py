@@ -10,8 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from ncr_upload.entrypoints.embedded.sockets import find_free_port, is_free
 from ncr_upload.entrypoints.embedded.studio import Listed, add_job, create_tables
 from ncr_upload.entrypoints.settings import Settings
 from parts import require
+from patience import until
 from servers import S3Server
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,15 +49,6 @@ SECRETS = {
     "SFTP_PASSWORD": "p4ss-of-sftp",
     "FLOWER_BASIC_AUTH": "boss:p4ss,of-flower",
 }
-
-
-def until(holds: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
-    """What `holds` comes to, once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.1)
-    return found
 
 
 @dataclass

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,22 @@ import httpx
 import psutil
 
 from ncr_upload.entrypoints.embedded.endpoints import Endpoints, read_endpoints
+from parts import require
+from patience import until
+from servers import free_port
+
+__all__ = [
+    "ENDED",
+    "NCR",
+    "RunningStack",
+    "follow",
+    "free_port",
+    "read_json",
+    "run_stack",
+    "start_stack",
+    "stop_stack",
+    "until",
+]
 
 START_SECONDS = 90
 NCR = (sys.executable, "-m", "ncr_upload.entrypoints.cli")
@@ -65,6 +80,17 @@ def start_stack(folder: Path, *options: str, environment: Mapping[str, str] | No
     return stack
 
 
+@contextmanager
+def run_stack(folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningStack]:
+    """Run a stack until the block ends."""
+    require("rclone")
+    stack = start_stack(folder, *options, environment=environment)
+    try:
+        yield stack
+    finally:
+        stop_stack(stack)
+
+
 def stop_stack(stack: RunningStack) -> int:
     stack.process.send_signal(signal.SIGTERM)
     try:
@@ -72,13 +98,6 @@ def stop_stack(stack: RunningStack) -> int:
     finally:
         stack.process.kill()
         stack.process.wait()
-
-
-def until(holds: Callable[[], bool], seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.05)
 
 
 def follow(client: httpx.Client, task_id: str, seconds: float = 60) -> dict[str, Any]:
@@ -93,12 +112,6 @@ def follow(client: httpx.Client, task_id: str, seconds: float = 60) -> dict[str,
 
     until(ended, seconds)
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def read_json(path: Path) -> Any:

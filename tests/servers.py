@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff import SftpLogin
+from ncr_upload.entrypoints.embedded.sockets import find_free_port
 from parts import DEBIAN_RCLONE, require
 
 READY_SECONDS = 20
@@ -338,9 +338,8 @@ class ServerDied(RuntimeError):
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a port of 127.0.0.1 on which nothing listens, and which no outgoing connection is given."""
+    return find_free_port(set())
 
 
 @contextmanager

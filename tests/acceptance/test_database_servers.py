@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import make_url
 
 from databases import SERVERS, Databases
-from running_stack import follow, start_stack, stop_stack, until
+from patience import until
+from running_stack import follow, start_stack, stop_stack
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 

@@ -23,30 +23,17 @@ from ncr_upload.entrypoints.embedded.product import make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
 from ncr_upload.entrypoints.embedded.studio import missing_tables
 from parts import require
-from running_stack import NCR, RunningStack, follow, free_port, start_stack, stop_stack, until
+from patience import until
+from running_stack import NCR, RunningStack, follow, start_stack, stop_stack
 
 PARTS = ("api", "worker", "beat", "redis", "s3", "sftp", "validator")
-HOSTILE_ENV_FILE = (
+STACK_ENVIRONMENT = {"SFTP_USERNAME": "somebody", "LEASE_SECONDS": "8", "LEASE_RENEW_SECONDS": "2"}
+STACK_ENV_FILE = (
     "DATABASE_URL=sqlite:////nowhere/x.db\nREDIS_PORT=1\nSFTP_HOST=partner.invalid\nBUCKET_NAME=production\nDB_TYPE=nonsense\n"
 )
+"""The `.env` of other systems, which is of no concern to the stack that starts beside it."""
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """One stack for the module, started where a `.env` of other systems lies about."""
-    require("rclone")
-    folder = tmp_path_factory.mktemp("dev")
-    (folder / ".env").write_text(HOSTILE_ENV_FILE)
-    started = start_stack(
-        folder,
-        "--port",
-        str(free_port()),
-        environment={"SFTP_USERNAME": "somebody", "LEASE_SECONDS": "8", "LEASE_RENEW_SECONDS": "2"},
-    )
-    yield started
-    stop_stack(started)
 
 
 @pytest.fixture

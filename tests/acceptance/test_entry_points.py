@@ -16,8 +16,9 @@ from redis import Redis
 
 from ncr_upload import __version__
 from ncr_upload.entrypoints.embedded.product import Product, make_product
-from newcomer import COMMANDS, PATIENCE_SECONDS, REPOSITORY, SECRETS, Newcomer, Program, open_newcomer, until
+from newcomer import COMMANDS, PATIENCE_SECONDS, REPOSITORY, SECRETS, Newcomer, Program, open_newcomer
 from parts import require
+from patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 

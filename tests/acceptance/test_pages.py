@@ -10,8 +10,9 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from newcomer import SECRETS, Newcomer, open_newcomer, until
+from newcomer import SECRETS, Newcomer, open_newcomer
 from parts import require
+from patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 

@@ -19,10 +19,18 @@ from ncr_upload.application import download_cache
 from ncr_upload.application.crash_points import CRASH_POINTS
 from ncr_upload.entrypoints.embedded.product import Product, make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
-from parts import require
-from running_stack import RunningStack, follow, free_port, start_stack, stop_stack, until
+from patience import until
+from running_stack import RunningStack, follow
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
+STACK_ENVIRONMENT = {
+    "NCR_TESTING": "1",
+    "NCR_CRASH_AT": "@{folder}/crash",
+    "LEASE_SECONDS": "2",
+    "LEASE_RENEW_SECONDS": "0.5",
+    "SWEEP_SECONDS": "0.5",
+    "RETRY_BASE_SECONDS": "0.5",
+}
 
 AGAIN = "publish:between"
 """Only reached by a job that was delivered before."""
@@ -35,23 +43,6 @@ def killed_at(point: str) -> Any:
     return pytest.param(
         point, marks=fault(f"Worker: killed at {point}", injector="SIGKILL of the child", invariants="LOPR", outcome=outcome)
     )
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    require("rclone")
-    folder = tmp_path_factory.mktemp("recovery")
-    settings = {
-        "NCR_TESTING": "1",
-        "NCR_CRASH_AT": f"@{folder / 'crash'}",
-        "LEASE_SECONDS": "2",
-        "LEASE_RENEW_SECONDS": "0.5",
-        "SWEEP_SECONDS": "0.5",
-        "RETRY_BASE_SECONDS": "0.5",
-    }
-    started = start_stack(folder, "--port", str(free_port()), environment=settings)
-    yield started
-    stop_stack(started)
 
 
 @pytest.fixture

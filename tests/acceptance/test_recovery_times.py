@@ -18,26 +18,16 @@ from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.entrypoints.embedded.product import make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
 from ncr_upload.entrypoints.settings import Settings
-from parts import require
-from running_stack import RunningStack, follow, free_port, start_stack, stop_stack, until
+from patience import until
+from running_stack import RunningStack, follow
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+STACK_ENVIRONMENT = {"NCR_TESTING": "1", "NCR_CRASH_AT": "@{folder}/crash"}
 
 LOADED_SECONDS = 15
 """What a busy machine may add to each bound."""
 
 STALE_MESSAGES = 30_000
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    require("rclone")
-    folder = tmp_path_factory.mktemp("times")
-    started = start_stack(
-        folder, "--port", str(free_port()), environment={"NCR_TESTING": "1", "NCR_CRASH_AT": f"@{folder / 'crash'}"}
-    )
-    yield started
-    stop_stack(started)
 
 
 @pytest.fixture

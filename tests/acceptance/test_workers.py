@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psutil
 import pytest
 
 from ncr_upload.adapters.sql.engine import open_engine
 from ncr_upload.entrypoints.embedded.product import make_product
 from ncr_upload.entrypoints.embedded.samples import place_product
-from parts import require
-from running_stack import RunningStack, follow, start_stack, stop_stack, until
+from patience import until
+from running_stack import RunningStack, follow
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Its limit is one that every child is above from its first job on."""
-    require("rclone")
-    settings = {
-        "CELERY_WORKER_MAX_MEMORY_PER_CHILD": "20000",
-        "CELERY_WORKER_CONCURRENCY": "1",
-        "MEMORY_CHECK_INTERVAL": "0.5",
-    }
-    started = start_stack(tmp_path_factory.mktemp("workers"), environment=settings)
-    yield started
-    stop_stack(started)
+STACK_ENVIRONMENT = {
+    "CELERY_WORKER_MAX_MEMORY_PER_CHILD": "20000",  # every child is above it from its first job on
+    "CELERY_WORKER_CONCURRENCY": "1",
+    "MEMORY_CHECK_INTERVAL": "0.5",
+}
 
 
 def deliver(stack: RunningStack, job_id: str) -> None:

@@ -13,6 +13,7 @@ from ledger_twin import MemoryLedger
 from ncr_upload.application.lease import Lease
 from ncr_upload.domain.errors import CancelRequested, HandedOver, LeaseLost, Unavailable
 from ncr_upload.domain.jobs import Claim, NewJob, Task
+from patience import allowed
 
 
 @pytest.fixture
@@ -35,9 +36,10 @@ def wait_for_end(lease: Lease) -> None:
 
 
 def test_a_lease_is_renewed_for_as_long_as_the_attempt_runs(ledger: MemoryLedger) -> None:
-    claim = claim_one(ledger, 2)
+    lease_seconds = allowed(2)
+    claim = claim_one(ledger, lease_seconds)
     with Lease(ledger, claim, renew_seconds=0.05, asked_at=time.monotonic()) as lease:
-        time.sleep(3)
+        time.sleep(1.5 * lease_seconds)
         lease.check()
         assert ledger.claim(claim.task.task_id, "w2", 1) is None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -30,6 +28,7 @@ from ncr_upload.domain.admission import AdmissionLimits
 from ncr_upload.domain.batches import WorkerRoom
 from ncr_upload.domain.errors import Unavailable
 from ncr_upload.domain.jobs import NewJob, Status
+from patience import until
 
 JOB = NewJob("job-1", "ann", "spring", 7)
 
@@ -66,13 +65,6 @@ class Desk:
 @pytest.fixture
 def desk() -> Desk:
     return Desk()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def accepted(answer: Answer) -> Accepted:
@@ -161,10 +153,10 @@ def test_rings_behind_a_failed_one_are_dropped_and_later_ones_ring_again(desk: D
         desk.submit(NewJob(job_id, "ann", "spring"))
     desk.queue.away = True
     desk.queue.thawed.set()
-    wait_until(lambda: desk.doorbell.waiting == 0)
+    until(lambda: desk.doorbell.waiting == 0)
     desk.queue.away = False
     (task,) = accepted(desk.submit(NewJob("d", "ann", "spring"))).tasks
-    wait_until(lambda: task.task_id in desk.queue.rung)
+    until(lambda: task.task_id in desk.queue.rung)
     assert len(desk.queue.rung) < 4
 
 
@@ -191,9 +183,9 @@ def test_a_worker_short_of_room_is_sent_no_more_of_a_new_batch_than_it_can_bear(
 
 def test_a_waiting_job_that_is_cancelled_lets_the_next_of_its_batch_begin_at_once(desk: Desk) -> None:
     batch = accepted(desk.submit_batch("a", "b", "c", batch_size=1))
-    wait_until(lambda: len(desk.queue.rung) == 1)
+    until(lambda: len(desk.queue.rung) == 1)
     assert cancel(batch.tasks[0].task_id, desk.ports(), limits(1)) is CancelAnswer.CANCELLED
-    wait_until(lambda: desk.queue.rung == [task.task_id for task in batch.tasks[:2]])
+    until(lambda: desk.queue.rung == [task.task_id for task in batch.tasks[:2]])
     assert desk.ledger.due(9) == [batch.tasks[1].task_id]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from databases import SERVERS, Databases
 from dropoff_place import DropoffPlace, place_on
 from ledgers import Ledger, memory_ledger, sql_ledger
-from servers import SftpServer, start_asyncssh, start_sshd
+from servers import SftpServer, start_asyncssh
 from studio_rows import open_database
 
 
@@ -58,12 +58,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
 @pytest.fixture(scope="module")
 def asyncssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
     with start_asyncssh(tmp_path_factory.mktemp("asyncssh")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
         yield server
 
 

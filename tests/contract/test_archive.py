@@ -272,7 +272,7 @@ async def test_a_stopped_zip_frees_the_thread_that_waits_for_a_file(files: list[
     await asyncio.sleep(pause_seconds)
     made.stop()
     async with asyncio.timeout(10):
-        with pytest.raises(Exception, match=r"^$"):
+        with pytest.raises(archiving.ZipStopped):
             await reading
 
 

@@ -15,6 +15,7 @@ from ncr_upload.application.arrivals import Arrival
 from ncr_upload.application.ports import LocalFile, Staged
 from ncr_upload.domain.errors import Unavailable
 from packages_on_disk import arriving, write_package
+from patience import until_async
 
 pytestmark = pytest.mark.anyio
 CONTENTS = {f"S/materials/{number % 7}/{number}.png": os.urandom(1000 + number) for number in range(60)}
@@ -45,12 +46,6 @@ async def one_by_one(files: list[LocalFile], seconds: float = 0.02) -> AsyncIter
         yield Arrival.of(local)
 
 
-async def until(place: DropoffPlace, fence: int, count: int) -> None:
-    async with asyncio.timeout(20):
-        while len(place.staged(fence)) < count:  # noqa: ASYNC110 - the server's disk is watched
-            await asyncio.sleep(0.02)
-
-
 async def test_all_files_at_once_take_one_write_of_the_manifest(
     place: DropoffPlace, files: list[LocalFile], manifests: list[str]
 ) -> None:
@@ -76,7 +71,7 @@ async def test_files_that_arrive_one_by_one_are_staged_meanwhile_in_few_writes_o
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         staging = asyncio.create_task(session.stage("task", 1, some_then_the_rest(), lambda _: None))
-        await until(place, 1, 40)
+        await until_async(lambda: len(place.staged(1)) >= 40)
         waiting.set()
         assert await staging == Staged(0, 0)
         await session.publish("task", 1, "job-1", lambda: None)
@@ -96,7 +91,7 @@ async def test_what_a_cancelled_stage_has_staged_is_kept_by_the_next_attempt(
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         staging = asyncio.create_task(session.stage("task", 1, never_ending(), lambda _: None))
-        await until(place, 1, 30)
+        await until_async(lambda: len(place.staged(1)) >= 30)
         staging.cancel()
         await asyncio.wait([staging])
         assert staging.cancelled()
@@ -112,7 +107,7 @@ async def test_a_stage_that_is_given_up_leaves_nothing_once_it_is_discarded(
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
         staging = asyncio.create_task(session.stage("task", 1, one_by_one(files), lambda _: None))
-        await until(place, 1, 5)
+        await until_async(lambda: len(place.staged(1)) >= 5)
         staging.cancel()
         await asyncio.wait([staging])
         await session.discard("task")

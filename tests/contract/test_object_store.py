@@ -22,7 +22,7 @@ from ncr_upload.adapters.object_store import store as object_store
 from ncr_upload.application.arrivals import Follower, Turns
 from ncr_upload.application.ports import ObjectStore
 from ncr_upload.domain.errors import Deferred, DeliveryError, Rejected, Unavailable
-from running_stack import until
+from patience import until
 from servers import Answer, Forward, Gateway, Request, S3Server, start_gateway, start_http, start_s3
 from twins import MemoryObjectStore
 

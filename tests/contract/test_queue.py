@@ -12,13 +12,7 @@ from redis import Redis
 
 from ncr_upload.adapters.celery_queue import QUEUE, RECOVERED_QUEUE, RUN_JOB, CeleryQueue, make_app
 from ncr_upload.domain.errors import Unavailable
-from valkey_server import ValkeyServer, start_valkey
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with start_valkey(tmp_path_factory.mktemp("valkey")) as started:
-        yield started
+from valkey_server import ValkeyServer
 
 
 @pytest.fixture

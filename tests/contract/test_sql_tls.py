@@ -27,7 +27,7 @@ PASSWORD = "hunter2"
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"), rfc5280=False)
 
 
 @pytest.fixture(scope="module", params=SERVERS)

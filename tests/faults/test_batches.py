@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 
 from fault_table import fault
-from installation import Installation, Outside, Program, install, job, start_outside
-from running_stack import until
+from installation import Installation, Outside, Program, install, job
+from patience import until
 from valkey_server import ValkeyServer, start_valkey
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
@@ -89,12 +89,6 @@ class BatchSite:
             self.site.assert_delivered_once(job_id, task_id)
         told = self.site.ask("GET", f"/batch-status/{batch.batch_id}").json()
         assert (told["status"], told["percentage"], told["stalled"]) == ("completed", 100.0, False)
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
-    with start_outside(tmp_path_factory.mktemp("outside")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

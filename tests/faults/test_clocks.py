@@ -19,7 +19,7 @@ from databases import create_database, started
 from fault_table import fault
 from installation import Installation, install, start_outside
 from parts import require
-from running_stack import until
+from patience import until
 from valkey_server import start_valkey
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]

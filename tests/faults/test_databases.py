@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from databases import SERVERS, Server, create_database, prepared
 from fault_table import fault
-from installation import Installation, Outside, Program, install, job, start_outside
-from running_stack import until
+from installation import Installation, Outside, Program, install, job
+from patience import until
 from valkey_server import start_valkey
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
@@ -25,12 +25,6 @@ class SqlSite:
     site: Installation
     server: Server
     worker: Program
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
-    with start_outside(tmp_path_factory.mktemp("outside")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module", params=SERVERS)

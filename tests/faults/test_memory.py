@@ -11,8 +11,8 @@ import pytest
 
 from cgroups import MB, MemoryGroup, memory_group
 from fault_table import fault
-from installation import Installation, Outside, Program, install, job, start_outside
-from running_stack import until
+from installation import Installation, Outside, Program, install, job
+from patience import until
 from valkey_server import start_valkey
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -20,12 +20,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 LIMIT = 1000 * MB
 OVER = 760 * MB
 SETTINGS = {"MAX_MEMORY_USAGE_PERCENT": "70", "MEMORY_CHECK_INTERVAL": "1"}
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
-    with start_outside(tmp_path_factory.mktemp("outside")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,13 @@ import pytest
 from sqlalchemy import text
 
 from fault_table import fault
-from installation import Installation, Outside, Program, install, job, start_outside
-from running_stack import ENDED, until
+from installation import Installation, Outside, Program, install, job
+from patience import until
+from running_stack import ENDED
 from servers import free_port
 from valkey_server import start_valkey
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
-    with start_outside(tmp_path_factory.mktemp("outside")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

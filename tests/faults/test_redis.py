@@ -13,9 +13,9 @@ from redis import Redis
 
 from fault_proxy import FaultProxy, fault_proxy
 from fault_table import fault
-from installation import Installation, Outside, Program, install, job, start_outside
+from installation import Installation, Outside, Program, install, job
 from ncr_upload.adapters.celery_queue import QUEUE
-from running_stack import until
+from patience import until
 from valkey_server import ValkeyServer, start_valkey
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
@@ -44,12 +44,6 @@ class RedisSite:
         self.valkey.kill()
         shutil.rmtree(self.site.folder / "appendonlydir")
         self.valkey.start_again()
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
-    with start_outside(tmp_path_factory.mktemp("outside")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -12,24 +12,12 @@ import pytest
 from sqlalchemy import text
 
 from fault_table import fault
-from installation import Installation, Outside, install, start_outside
+from installation import Installation, Outside, install
 from ncr_upload.adapters.celery_queue import QUEUE
-from running_stack import until
-from valkey_server import ValkeyServer, start_valkey
+from patience import until
+from valkey_server import ValkeyServer
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
-    with start_outside(tmp_path_factory.mktemp("outside")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with start_valkey(tmp_path_factory.mktemp("valkey")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

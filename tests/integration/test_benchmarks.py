@@ -19,26 +19,23 @@ from servers import run_server
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-PROMISED = {
-    "package wall.rclone cpu.rclone wall.baseline",
-    "many_small wall.rclone cpu.rclone wall.baseline",
-    "one_huge wall.rclone cpu.rclone wall.baseline",
-    "wan package.strict.rclone package.overlapped.rclone many_small.strict.rclone many_small.overlapped.rclone",
-    "wan one_huge.strict.rclone one_huge.overlapped.rclone",
-    "upload wan.openssh cpu.openssh wan.rclone",
-    "redelivery bytes wall",
-    "memory peak_mb growth",
-    "submit rate p99",
-    "status rate",
-    "overhead noop small_job",
-    "growth submit status active sweep",
-    "limit package",
-}
+
+def test_the_results_of_the_last_run_hold_every_figure_with_its_goal() -> None:
+    """The results are written by what was measured; nothing in them comes from a list."""
+    results = figures.read_results()
+    assert {figure["name"]: figure["goal"] for figure in results["figures"]} == figures.GOALS
+    assert set(results["machine"]["groups"]) == set(run.GROUPS)
 
 
-def test_every_figure_that_was_promised_is_known() -> None:
-    names = [line.split() for line in PROMISED]
-    assert set(figures.GOALS) == {f"{group}.{name}" for group, *rest in names for name in rest}
+def test_the_page_about_speed_shows_every_figure_of_the_last_run() -> None:
+    """`charts.draw` writes the table into the page."""
+    page = (BENCHMARKS.parent / "docs/performance.md").read_text()
+    assert charts.table(figures.read_results()["figures"]).strip() in page
+
+
+def test_a_figure_that_is_not_known_is_refused() -> None:
+    with pytest.raises(AssertionError, match="new"):
+        figures.compare("package.new", "rclone", [1.0], [2.0])
 
 
 def test_a_figure_is_the_ratio_of_medians_and_meets_its_goal_from_below() -> None:

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from running_stack import NCR, free_port, until
+from patience import allowed, until
+from running_stack import NCR
+from servers import free_port
 
 JOB = {"job_id": "job-1", "username": "ann", "campaign": "spring"}
+AT_ONCE_SECONDS = 10.0
+"""A stop that waits for no drain: uvicorn closes its sockets and Python ends."""
 
 
 @pytest.fixture
@@ -29,7 +32,8 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[subpro
         "DATABASE_URL": f"sqlite:///{tmp_path}/ncr.db",
         "MAX_MEMORY_USAGE_PERCENT": "99.9",
     }
-    process = subprocess.Popen([*NCR, "api"], cwd=tmp_path, env=dict(os.environ) | settings, stderr=subprocess.DEVNULL)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*NCR, "api"], cwd=tmp_path, env=dict(os.environ) | settings, stderr=log)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15, trust_env=False) as client:
         try:
             until(lambda: answers(client), 90)
@@ -46,7 +50,9 @@ def answers(client: httpx.Client) -> bool:
         return False
 
 
-def test_after_sigterm_the_api_says_not_ready_and_still_accepts_jobs(api: tuple[subprocess.Popen[bytes], httpx.Client]) -> None:
+def test_after_sigterm_the_api_says_not_ready_and_still_accepts_jobs(
+    api: tuple[subprocess.Popen[bytes], httpx.Client], tmp_path: Path
+) -> None:
     process, client = api
     process.send_signal(signal.SIGTERM)
     until(lambda: client.get("/readyz").status_code == 503)
@@ -54,17 +60,19 @@ def test_after_sigterm_the_api_says_not_ready_and_still_accepts_jobs(api: tuple[
     assert client.post("/process-job", json=JOB).status_code == 202
     assert client.get("/livez").status_code == 200
     assert process.wait(60) == 0
+    assert '"drained"' in (tmp_path / "log").read_text()
 
 
-@pytest.mark.parametrize("api", ["60"], indirect=True)
-def test_a_second_sigterm_stops_a_draining_api_at_once(api: tuple[subprocess.Popen[bytes], httpx.Client]) -> None:
+@pytest.mark.parametrize("api", ["600"], indirect=True)
+def test_a_second_sigterm_stops_a_draining_api_at_once(
+    api: tuple[subprocess.Popen[bytes], httpx.Client], tmp_path: Path
+) -> None:
     process, client = api
     process.send_signal(signal.SIGTERM)
     until(lambda: client.get("/readyz").status_code == 503)
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    assert time.monotonic() - began < 40, "it drained to the end"
+    process.wait(allowed(AT_ONCE_SECONDS))  # the drain alone would take ten minutes
+    assert '"drained"' not in (tmp_path / "log").read_text()
 
 
 def test_without_a_drain_time_sigterm_stops_the_api_at_once(tmp_path: Path) -> None:
@@ -73,7 +81,7 @@ def test_without_a_drain_time_sigterm_stops_the_api_at_once(tmp_path: Path) -> N
     try:
         until(lambda: answers(httpx.Client(base_url=f"http://127.0.0.1:{settings['API_PORT']}", trust_env=False)), 90)
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(allowed(AT_ONCE_SECONDS))
     finally:
         process.kill()
         process.wait()

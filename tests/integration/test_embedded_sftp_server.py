@@ -233,6 +233,17 @@ def test_the_host_key_survives_a_restart_and_is_private(tmp_path: Path) -> None:
         assert stop_server(second) == 0
 
 
+def test_it_ends_by_sigterm_while_clients_are_connected(tmp_path: Path) -> None:
+    started = start_server(tmp_path)
+
+    async def work() -> int:
+        async with login(started) as connection, connection.start_sftp_client() as sftp:
+            await sftp.listdir("/")
+            return await asyncio.to_thread(stop_server, started)
+
+    assert asyncio.run(work()) == 0
+
+
 def test_it_does_not_start_without_a_login(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SFTP_")}
     command = [sys.executable, "-m", "ncr_upload.entrypoints.embedded.sftp_server", "--root", str(tmp_path)]

@@ -34,12 +34,6 @@ def sftp(workplace: Workplace) -> Iterator[SftpServer]:
     workplace.sftp.fault("")
 
 
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
-        yield server
-
-
 def try_once(workplace: Workplace, job_id: str, reach: Callable[[str], None] = lambda _: None) -> Task:
     (task,) = workplace.submit(job_id)
     return workplace.attempt(task, reach)

@@ -6,7 +6,6 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +20,11 @@ from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.embedded.product import Product
 from outcomes import recorded
 from packages_on_disk import arriving, write_package
-from servers import SftpServer, start_sshd
+from servers import SftpServer
 from workplace import Workplace
 
 ROUNDS = 50
 WORKER_ROUNDS = 6
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with start_sshd(tmp_path_factory.mktemp("openssh")) as server:
-        yield server
 
 
 @dataclass

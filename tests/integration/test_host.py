@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -78,10 +82,33 @@ def test_the_old_kind_of_group_is_read_too(tmp_path: Path) -> None:
 def test_without_a_limit_the_host_is_measured(tmp_path: Path, files: dict[str, object]) -> None:
     memory = write(tmp_path, files).memory()
     assert (memory.source, memory.total) == ("host", psutil.virtual_memory().total)
-    assert 0 < memory.used < memory.total
+    kernel = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    unavailable = memory.total - int(kernel["MemAvailable"].split()[0]) * 1024
+    assert memory.used == pytest.approx(unavailable, abs=0.1 * memory.total), "other processes allocate meanwhile"
 
 
-def test_this_process_and_disk_have_figures(tmp_path: Path) -> None:
+def test_the_memory_of_a_process_is_what_the_kernel_holds_resident_for_it() -> None:
     host = MachineHost()
-    assert host.process_memory() > MB
-    assert host.free_disk(tmp_path / "not" / "made" / "yet") > 0
+    before, block = host.process_memory(), bytearray(b"x") * (64 * MB)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert host.process_memory() == pytest.approx(pages * os.sysconf("SC_PAGE_SIZE"), abs=16 * MB)
+    assert host.process_memory() - before > len(block) / 2
+
+
+def test_the_memory_with_children_counts_each_child() -> None:
+    host = MachineHost()
+    program = f"block = bytearray(b'x') * {64 * MB}; print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        alone, together = host.process_memory(), host.process_memory(children=True)
+        child.communicate(b"\n")
+    assert together - alone > 64 * MB
+
+
+def test_the_disk_of_a_folder_that_is_not_made_yet_is_that_of_its_nearest_parent(tmp_path: Path) -> None:
+    host, disk = MachineHost(), shutil.disk_usage(tmp_path)
+    place = tmp_path / "not" / "made" / "yet"
+    assert host.total_disk(place) == disk.total
+    assert host.free_disk(place) == pytest.approx(disk.free, abs=max(512 * MB, 0.05 * disk.total))
+    assert host.free_disk(Path("/dev/shm/not/made")) == pytest.approx(shutil.disk_usage("/dev/shm").free, abs=64 * MB)

@@ -26,7 +26,7 @@ from ncr_upload.application.workspace import JOURNAL
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded import textures
 from ncr_upload.entrypoints.embedded.product import Product, make_product
-from running_stack import until
+from patience import until
 from workplace import Workplace
 
 LARGE_FILES = 6

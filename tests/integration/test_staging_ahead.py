@@ -12,7 +12,7 @@ from fault_table import fault
 from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.embedded.product import Product
 from outcomes import assert_delivered_once, assert_told, assert_undelivered
-from running_stack import until
+from patience import until
 from servers import Answer, Forward, Gateway, Request, pass_on, start_gateway
 from workplace import Workplace
 

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from ncr_upload.entrypoints.embedded.parts import Part
 from ncr_upload.entrypoints.embedded.probes import Probe
 from ncr_upload.entrypoints.embedded.stack import Stack, StackRefused
 from ncr_upload.entrypoints.embedded.supervisor import PartFailed, Supervisor
+from patience import until, until_async
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(120)")
 WITH_CHILD = (
@@ -62,13 +61,6 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-async def until(holds: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.02)
-
-
 def test_a_part_that_dies_is_started_again_with_a_new_process(tmp_path: Path) -> None:
     async def run() -> None:
         told = Told()
@@ -77,7 +69,7 @@ def test_a_part_that_dies_is_started_again_with_a_new_process(tmp_path: Path) ->
             await supervisor.start()
             before = supervisor.pids()
             os.kill(before["redis"], signal.SIGKILL)
-            await until(lambda: told.restarts == 1)
+            await until_async(lambda: told.restarts == 1)
             after = supervisor.pids()
             assert after["redis"] != before["redis"]
             assert after["s3"] == before["s3"]
@@ -96,7 +88,7 @@ def test_a_part_that_dies_again_and_again_is_started_ever_less_often(tmp_path: P
         supervisor = supervise(tmp_path, told, part("redis", sys.executable, "-c", "import time; time.sleep(0.05)"))
         try:
             await supervisor.start()
-            await until(lambda: told.restarts == 4)
+            await until_async(lambda: told.restarts == 4)
         finally:
             await supervisor.stop()
         delays = [float(line.split(" in ")[1].removesuffix(" s")) for line in told.lines if "again in" in line]
@@ -113,15 +105,15 @@ def test_what_a_dead_part_left_behind_is_ended_before_it_is_started_again(tmp_pa
         supervisor = supervise(tmp_path, told, part("worker", *WITH_CHILD, str(note)))
         try:
             await supervisor.start()
-            await until(lambda: note.exists() and note.read_text() != "")
+            await until_async(lambda: note.exists() and note.read_text() != "")
             orphan = int(note.read_text())
             os.kill(supervisor.pids()["worker"], signal.SIGKILL)
-            await until(lambda: not is_alive(orphan))
-            await until(lambda: note.read_text() not in ("", str(orphan)))
+            await until_async(lambda: not is_alive(orphan))
+            await until_async(lambda: note.read_text() not in ("", str(orphan)))
             child = int(note.read_text())
         finally:
             await supervisor.stop()
-        await until(lambda: not is_alive(child))
+        await until_async(lambda: not is_alive(child))
 
     asyncio.run(run())
 
@@ -150,7 +142,7 @@ def test_a_part_that_does_not_heed_sigterm_is_killed_when_its_time_is_up(tmp_pat
         told = Told()
         supervisor = supervise(tmp_path, told, part("worker", sys.executable, "-c", deaf, str(note), stop_seconds=0.3))
         await supervisor.start()
-        await until(note.exists)
+        await until_async(note.exists)
         pid = supervisor.pids()["worker"]
         await supervisor.stop()
         assert not is_alive(pid)
@@ -163,7 +155,7 @@ def test_the_parts_die_with_the_supervisor_however_it_dies(tmp_path: Path) -> No
     program = f"""
 import asyncio, os, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
 from test_supervisor import SLEEP, Told, part, supervise
 
 async def run():
@@ -183,7 +175,7 @@ asyncio.run(run())
     finally:
         process.kill()
         process.communicate()
-    asyncio.run(until(lambda: not any(is_alive(pid) for pid in pids)))
+    until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_a_taken_api_port_is_refused_naming_it(tmp_path: Path) -> None:

@@ -265,6 +265,9 @@ class CountedClaims:
     def delivered_files(self, job_id: str) -> Sequence[DeliveredFile]:
         return self._claims.delivered_files(job_id)
 
+    def package_sizes(self, task_id: str) -> Mapping[str, int]:
+        return self._claims.package_sizes(task_id)
+
     def renew(self, claim: Claim) -> None:
         self._claims.renew(claim)
 

@@ -44,10 +44,8 @@ class Manifest:
     async def read(cls, remote: Remote, own: str) -> Manifest:
         """Empty where there is none, or one that cannot be read: then nothing staged is kept."""
         try:
-            content = json.loads(await remote.read(_path(own)))
-            linked = content.pop(LINKED, {})
-            written = {target: Entry(sha256, linked.get(target)) for target, sha256 in content.items()}
-        except (Missing, Denied, ValueError, AttributeError):
+            written = _parse(await remote.read(_path(own)))
+        except (Missing, Denied, ValueError, RecursionError):
             written = {}
         return cls(remote, own, written)
 
@@ -94,6 +92,19 @@ class Manifest:
         await self._remote.write(part, json.dumps(content).encode())
         await self._remote.replace(part, _path(self._own))
         self._written = noted
+
+
+def _parse(content: bytes) -> dict[str, Entry]:
+    """Return the entries of a manifest. Raise `ValueError` or `RecursionError` for any other content."""
+    hashes = json.loads(content)
+    if not isinstance(hashes, dict):
+        raise ValueError("it is no object")
+    linked = hashes.pop(LINKED, {})
+    if not isinstance(linked, dict) or not all(type(sha256) is str for sha256 in hashes.values()):
+        raise ValueError("it has other values than hashes and times")
+    if not all(type(mtime) is int for mtime in linked.values()):
+        raise ValueError("it has times that are no integers")
+    return {target: Entry(sha256, linked.get(target)) for target, sha256 in hashes.items()}
 
 
 def _path(own: str) -> str:

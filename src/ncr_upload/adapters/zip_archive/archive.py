@@ -59,8 +59,8 @@ class _Changed(Exception):
     """A file has other bytes than it had when it arrived."""
 
 
-class _Stopped(Exception):
-    """Nobody wants the zip any more."""
+class ZipStopped(Exception):
+    """End an iteration over a zip after `Zip.stop`."""
 
 
 class Zip:
@@ -158,7 +158,7 @@ class Zip:
             yield b""
             file.wait(is_enough)
         if self._stopped:
-            raise _Stopped
+            raise ZipStopped("the zip was stopped before its last byte")
 
 
 def _compressor() -> Deflate:

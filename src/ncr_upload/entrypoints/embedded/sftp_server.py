@@ -103,7 +103,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with asyncssh.listen(
+    listener = await asyncssh.listen(
         host,
         port,
         server_factory=lambda: PasswordLogin(username, password),
@@ -114,10 +114,11 @@ async def serve(
         agent_forwarding=False,
         x11_forwarding=False,
         reuse_address=True,
-    ) as listener:
-        if on_ready is not None:
-            on_ready(listener.get_port())
-        await stopping.wait()
+    )
+    if on_ready is not None:
+        on_ready(listener.get_port())
+    await stopping.wait()
+    listener.close()  # `wait_closed` would wait for the clients that are connected, since Python 3.12
 
 
 def main() -> None:
