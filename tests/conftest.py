@@ -1,4 +1,4 @@
-"""Servers that tests of several folders share, and what a run says of itself: on which databases and interpreters its tests ran."""
+"""Servers that tests of several folders share; what a run says of itself: on which databases and interpreters it ran."""
 
 from __future__ import annotations
 
