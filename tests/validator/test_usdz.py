@@ -104,3 +104,9 @@ def test_a_usdz_in_a_package_is_judged(judge: Callable[..., Report], tmp_path: P
     assert zipfile.is_zipfile(io.BytesIO(inner))
     report = judge(samples.package(tmp_path / "a.zip", **{"SKU1/usdz/a.usdz": inner}))
     assert ("SKU1/usdz/a.usdz", "USDZ_COMPRESSED") in {(issue.file, issue.code) for issue in report.issues}
+
+
+def test_a_compressed_entry_that_is_damaged_is_an_issue(tmp_path: Path) -> None:
+    path = samples.usdz(tmp_path / "a.usdz", {"model.usda": samples.LAYER * 20}, method=zipfile.ZIP_DEFLATED)
+    path.write_bytes(samples.damaged(path.read_bytes(), 0.25, 24))
+    assert codes(path) == {"USDZ_COMPRESSED", "USDZ_CORRUPT_ENTRY"}
