@@ -51,9 +51,7 @@ def find_kept(workplace: Workplace, job_id: str) -> list[tuple[str, bytes]]:
 
 def assert_one_is_whole(workplace: Workplace, job_id: str, old: Product, new: Product) -> None:
     kept = find_kept(workplace, job_id)
-    assert workplace.delivered(job_id) == new.delivered or all(
-        each in kept for each in old.delivered.items()
-    )
+    assert workplace.delivered(job_id) == new.delivered or all(each in kept for each in old.delivered.items())
 
 
 def try_until_ended(workplace: Workplace, task: Task, old: Product, new: Product) -> Task:
