@@ -76,7 +76,9 @@ def is_decided(record: PublishRecord, seen: Listing) -> bool:
         return False
     if seen.aside:
         return not seen.final and (record.previous is None or _same(seen.aside, record.previous))
-    return not seen.final or (record.previous is not None and _same(seen.final, record.previous))
+    if record.previous is None:  # by a release before; only a copy that leaves the source could have begun
+        return not _looks_copied(record, seen.final)
+    return not seen.final or _same(seen.final, record.previous)
 
 
 def holds(found: Sizes, expected: Expected) -> bool:
@@ -117,7 +119,7 @@ class _State:
 
     def __init__(self, record: PublishRecord, seen: Listing) -> None:
         self.package, self.final, self.aside = seen.package, seen.final, seen.aside
-        self.new = record.files
+        self.record, self.new = record, record.files
         self.knows_previous = record.previous is not None
         self.recorded: Sizes = record.previous or {}
         self.old: Sizes = {**seen.aside, **self.recorded}
@@ -127,8 +129,8 @@ class _State:
         """Whether the package has begun to move, by its own folder or, where the server leaves the source, by the copies."""
         if any(not self._is_staged(path) for path in self.new):
             return True
-        copied = self.final and all(path in self.new and _may_become(size, self.new[path]) for path, size in self.final.items())
-        return bool(copied) and self.knows_previous and all(self._is_aside(path) for path in self.old)
+        is_safe = self.knows_previous and all(self._is_aside(path) for path in self.old)
+        return is_safe and _looks_copied(self.record, self.final)
 
     def missing_new(self) -> tuple[str, ...]:
         return tuple(path for path in self.new if not (self._is_staged(path) or self._is_published(path)))
@@ -207,6 +209,11 @@ class _State:
 
     def _is_old(self, path: str) -> bool:
         return _fits(self.final.get(path), self.recorded[path])
+
+
+def _looks_copied(record: PublishRecord, final: Sizes) -> bool:
+    files = record.files
+    return bool(final) and all(path in files and _may_become(size, files[path]) for path, size in final.items())
 
 
 def _fits(found: int | None, expected: int | None) -> bool:

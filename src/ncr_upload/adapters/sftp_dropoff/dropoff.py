@@ -143,7 +143,7 @@ class SftpSession:
         if leftover.task_id is None:
             await self._remote.remove_tree(self._path(leftover.name))
         else:
-            await self._publisher.remove([leftover.name], successor)
+            await self._publisher.clear(leftover.name, successor)
 
     async def _read_clock(self) -> float:
         """The server's, by the time of a folder that was just made; 0 where it does not tell. Where nothing may be deleted, the

@@ -110,6 +110,7 @@ class Publisher:
         self._base = base
         self._fresh: set[str] = set()  # folders that this session has made, and staged nothing into
         self._staged: dict[str, tuple[Sizes, Sizes | None]] = {}
+        self._still: Trees | None = None  # what was seen to stand still before a folder was taken over
         self._published: set[str] = set()  # folders whose package this session has listed under its final name
 
     def path(self, name: str) -> str:
@@ -178,7 +179,7 @@ class Publisher:
             if record is not None:
                 spots = self._spots(old, record.job_id)
                 if not is_decided(record, _listing(await self._look(spots))):
-                    await self._wait_until_still(lambda: self._look(spots), spots.final)
+                    self._still = await self._wait_until_still(lambda: self._look(spots), spots.final)
         failure = await self._try_rename(old, own)
         if failure is None or isinstance(failure, Missing):
             return
@@ -248,6 +249,12 @@ class Publisher:
     async def discard(self, task_id: str, successor: Successor) -> None:
         names = [name for name in await self.list_folders() if (found := FOLDER.fullmatch(name)) and found["task"] == task_id]
         await self.remove(names, successor)
+
+    async def clear(self, name: str, successor: Successor) -> None:
+        """Remove a folder, with what a removal that broke off has left of it under its other name."""
+        plain = name.removesuffix(".gone")
+        there = await self.list_folders()
+        await self.remove([each for each in (plain, f"{plain}.gone") if each in there], successor)
 
     async def remove(self, names: list[str], successor: Successor) -> None:
         """Remove the folders of one task. What they have set aside is put back first unless it is superseded; raises
@@ -514,6 +521,9 @@ class Publisher:
                 )
             before = now
 
+    def _stood_still(self, trees: Trees) -> bool:
+        return self._still is not None and all(_is_same(*pair) for pair in zip(self._still, trees, strict=True))
+
     async def _watch_by_another_channel(self) -> None:
         """The first one may wait behind the rename that was not answered."""
         places = self._channels.places(1)
@@ -527,7 +537,8 @@ class Publisher:
         moves, may_rename_folder, broke_off, failure = 0, True, is_running, None
         for turn in range(TURNS):
             trees = await self._look(spots)
-            if is_running or (turn == 0 and not is_decided(record, _listing(trees))):
+            is_known = turn > 0 or is_decided(record, _listing(trees)) or self._stood_still(trees)
+            if is_running or not is_known:
                 broke_off = True
                 trees = await self._wait_until_still(lambda: self._look(spots), spots.final)
             is_running = False
