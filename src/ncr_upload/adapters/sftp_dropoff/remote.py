@@ -72,6 +72,12 @@ class Denied(DestinationParked):
 
     act: Act | None = None
 
+    def saying(self, message: str) -> Denied:
+        """Return the same failure in other words."""
+        told = Denied(self.code, message, self.next_step)
+        told.act = self.act
+        return told
+
 
 class Seen(NamedTuple):
     """What a server shows of a file. `mtime` is in seconds by its own clock; 0 where it does not tell."""
@@ -276,25 +282,23 @@ class Remote:
             await self.make_folder(path)
 
     async def tree(self, top: str, expected: Iterable[str] = (), *, skip_denied: bool = False) -> Tree:
-        """Links count as files and are not followed. A missing folder is an empty one; so is, with `skip_denied`, one that may
-        not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
+        """Links count as files and are not followed. A missing folder is an empty one; so is, with `skip_denied`, one below the top
+        that may not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
         tree = Tree({}, [])
         waiting = {"", *expected}
         seen = set(waiting)
         while waiting:
-            waiting = await self._look_into(top, waiting, tree, (Missing, Denied) if skip_denied else (Missing,)) - seen
+            waiting = await self._look_into(top, waiting, tree, skip_denied) - seen
             seen |= waiting
         tree.folders.sort(key=lambda path: path.count("/"))
         return tree
 
-    async def _look_into(
-        self, top: str, folders: Iterable[str], tree: Tree, skipped: tuple[type[DeliveryError], ...]
-    ) -> set[str]:
+    async def _look_into(self, top: str, folders: Iterable[str], tree: Tree, skip_denied: bool) -> set[str]:
         """Add what is in these folders to the tree; the folders that are in them."""
         found: set[str] = set()
 
         async def look(folder: str) -> None:
-            with suppress(*skipped):
+            with suppress(Missing, *((Denied,) if skip_denied and folder else ())):
                 for name, attrs in (await self.entries(posixpath.join(top, folder) if folder else top)).items():
                     path = posixpath.join(folder, name)
                     if attrs.type == FILEXFER_TYPE_DIRECTORY:
