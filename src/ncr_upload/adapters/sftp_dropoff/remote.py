@@ -282,8 +282,8 @@ class Remote:
             await self.make_folder(path)
 
     async def tree(self, top: str, expected: Iterable[str] = (), *, skip_denied: bool = False) -> Tree:
-        """Links count as files and are not followed. A missing folder is an empty one; so is, with `skip_denied`, one below the top
-        that may not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
+        """Links count as files and are not followed. A missing folder is an empty one; with `skip_denied`, so is one
+        below the top that may not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
         tree = Tree({}, [])
         waiting = {"", *expected}
         seen = set(waiting)
