@@ -22,6 +22,7 @@ from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailab
 
 MAX_REQUESTS = 128
 MAX_READ_BYTES = 64 * 1024 * 1024
+FIRST_BYTES = 16 * 1024
 DISK_FULL = "disk_full"
 FULL = re.compile(r"no space|disk full|disk quota|quota exceeded|not enough space", re.IGNORECASE)
 T = TypeVar("T")
@@ -259,7 +260,9 @@ class Remote:
     async def write(self, path: str, content: bytes) -> None:
         async def write() -> None:
             file = await self.channel.open(path, "wb")
-            await file.write(content)
+            await file.write(content[:FIRST_BYTES])  # alone: asyncssh leaves all but one of several failures unheard
+            if len(content) > FIRST_BYTES:
+                await file.write(content[FIRST_BYTES:])
             await file.close()  # on a failure the end of the session closes it
 
         await self.ask(Act.of("write", path), write())
@@ -283,7 +286,8 @@ class Remote:
 
     async def tree(self, top: str, expected: Iterable[str] = (), *, skip_denied: bool = False) -> Tree:
         """Links count as files and are not followed. A missing folder is an empty one; with `skip_denied`, so is one
-        below the top that may not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
+        below the top that may not be listed. Folders that are `expected` are listed at once with the top, not after their
+        parents."""
         tree = Tree({}, [])
         waiting = {"", *expected}
         seen = set(waiting)
