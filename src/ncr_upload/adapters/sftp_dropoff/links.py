@@ -9,7 +9,7 @@ from collections.abc import Container
 import asyncssh
 from asyncssh import FILEXFER_TYPE_SYMLINK
 
-from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Act, Missing, Remote, Seen, Tree, at_most
+from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Act, Denied, Missing, Remote, Seen, Tree, at_most
 from ncr_upload.application.ports import Previous
 from ncr_upload.domain.errors import DestinationParked, Unavailable
 from ncr_upload.domain.packages import PackageFile
@@ -36,7 +36,10 @@ class Links:
         if not self._known:
             return
         folders = {posixpath.dirname(file.target) for file in self._known} - {""}
-        there = (await self._remote.tree(self._folder, folders, skip_denied=True)).files
+        try:
+            there = (await self._remote.tree(self._folder, folders, skip_denied=True)).files
+        except Denied:  # then nothing of it can be linked
+            return
         for file in self._known:
             if there.get(file.target) == Seen(file.size, file.mtime):
                 path = posixpath.join(self._folder, file.target)

@@ -23,6 +23,7 @@ from ncr_upload.domain.text import QUOTE, bound_line
 
 MAX_REQUESTS = 128
 MAX_READ_BYTES = 64 * 1024 * 1024
+FIRST_BYTES = 16 * 1024
 DISK_FULL = "disk_full"
 FULL = re.compile(r"no space|disk full|disk quota|quota exceeded|not enough space", re.IGNORECASE)
 T = TypeVar("T")
@@ -72,6 +73,12 @@ class Denied(DestinationParked):
     """The server refused one operation. Whether that concerns the destination or one job, `scratch` finds out."""
 
     act: Act | None = None
+
+    def saying(self, message: str) -> Denied:
+        """Return the same failure in other words."""
+        told = Denied(self.code, message, self.next_step)
+        told.act = self.act
+        return told
 
 
 class Seen(NamedTuple):
@@ -247,7 +254,9 @@ class Remote:
     async def write(self, path: str, content: bytes) -> None:
         async def write() -> None:
             file = await self.channel.open(path, "wb")
-            await file.write(content)
+            await file.write(content[:FIRST_BYTES])  # alone: asyncssh leaves all but one of several failures unheard
+            if len(content) > FIRST_BYTES:
+                await file.write(content[FIRST_BYTES:])
             await file.close()  # on a failure the end of the session closes it
 
         await self.ask(Act.of("write", path), write())
@@ -270,25 +279,24 @@ class Remote:
             await self.make_folder(path)
 
     async def tree(self, top: str, expected: Iterable[str] = (), *, skip_denied: bool = False) -> Tree:
-        """Links count as files and are not followed. A missing folder is an empty one; so is, with `skip_denied`, one that may
-        not be listed. Folders that are `expected` are listed at once with the top, instead of after their parents."""
+        """Links count as files and are not followed. A missing folder is an empty one; with `skip_denied`, so is one
+        below the top that may not be listed. Folders that are `expected` are listed at once with the top, not after their
+        parents."""
         tree = Tree({}, [])
         waiting = {"", *expected}
         seen = set(waiting)
         while waiting:
-            waiting = await self._look_into(top, waiting, tree, (Missing, Denied) if skip_denied else (Missing,)) - seen
+            waiting = await self._look_into(top, waiting, tree, skip_denied) - seen
             seen |= waiting
         tree.folders.sort(key=lambda path: path.count("/"))
         return tree
 
-    async def _look_into(
-        self, top: str, folders: Iterable[str], tree: Tree, skipped: tuple[type[DeliveryError], ...]
-    ) -> set[str]:
+    async def _look_into(self, top: str, folders: Iterable[str], tree: Tree, skip_denied: bool) -> set[str]:
         """Add what is in these folders to the tree; the folders that are in them."""
         found: set[str] = set()
 
         async def look(folder: str) -> None:
-            with suppress(*skipped):
+            with suppress(Missing, *((Denied,) if skip_denied and folder else ())):
                 for name, attrs in (await self.entries(posixpath.join(top, folder) if folder else top)).items():
                     path = posixpath.join(folder, name)
                     if attrs.type == FILEXFER_TYPE_DIRECTORY:
