@@ -13,6 +13,7 @@ INVARIANTS = {
     "R": "nothing is left behind",
     "A": "the API answers within 3 s",
     "H": "the history says what happened",
+    "B": "what comes from outside is bounded, and holds no secret of ours once it is kept or shown",
 }
 
 

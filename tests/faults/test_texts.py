@@ -157,7 +157,7 @@ def assert_nothing_shown(places: dict[str, str], secrets: tuple[str, ...]) -> No
 @fault(
     "Validator: sends our secrets back, in every form, and megabytes",
     injector="HTTP server",
-    invariants="LSH",
+    invariants="LSHB",
     outcome="the job ends by the verdict; no secret in any answer, table, Redis value or log",
 )
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_validator_that_knows_our_secrets_tells_them_to_nobody(
 @fault(
     "S3: an error of 3 MB with our secrets in it",
     injector="HTTP gateway",
-    invariants="LSH",
+    invariants="LSHB",
     outcome="fails as storage_unavailable; no secret and no megabyte in any answer, table, Redis value or log",
 )
 def test_a_storage_that_knows_our_secrets_tells_them_to_nobody(

@@ -51,7 +51,7 @@ def assert_small(site: Workplace, task: Task) -> None:
 @fault(
     "S3: an error with a code of 3 MB",
     injector="HTTP gateway",
-    invariants="LH",
+    invariants="LHB",
     outcome="its attempts are spent and it fails as storage_unavailable; what was cut is said",
 )
 def test_a_storage_that_says_megabytes_does_not_hide_how_the_job_ended(site: Workplace, job_id: str, small: Product) -> None:
@@ -73,7 +73,7 @@ def test_a_storage_that_says_megabytes_does_not_hide_how_the_job_ended(site: Wor
 @fault(
     "Validator: 60 reasons of 400 emoji",
     injector="HTTP server",
-    invariants="LH",
+    invariants="LHB",
     outcome="validation_failed with the first reasons, and how many more there are",
 )
 def test_a_verdict_of_many_emoji_is_the_jobs_end(site: Workplace, job_id: str, small: Product) -> None:
