@@ -125,12 +125,11 @@ def test_memory_is_bounded_and_probes_are_answered_under_attack(api: tuple[subpr
     probing.start()
     seen = Counter[tuple[int, str]]()
     try:
-        for at_once, names in ((8, ["empty objects"]), (32, ["empty objects"]), (8, [*ATTACKS])):
-            for name in names:
-                body = ATTACKS[name]()
-                with ThreadPoolExecutor(at_once) as threads:
-                    seen.update(threads.map(lambda _, body=body: post(url, body), range(at_once)))
-                assert peak_bytes(process) <= PEAK_BYTES, name
+        for at_once, name in ((8, "empty objects"), (32, "empty objects"), *((4, name) for name in ATTACKS)):
+            body = ATTACKS[name]()
+            with ThreadPoolExecutor(at_once) as threads:
+                seen.update(threads.map(lambda _, body=body: post(url, body), range(at_once)))
+            assert peak_bytes(process) <= PEAK_BYTES, name
     finally:
         ended.set()
         probing.join()

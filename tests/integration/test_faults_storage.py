@@ -11,7 +11,7 @@ from fault_table import fault
 from ncr_upload.domain.jobs import Status, Task
 from ncr_upload.entrypoints.embedded.product import Product
 from outcomes import assert_delivered_once, assert_failed, assert_told, assert_undelivered
-from servers import Answer, Forward, Gateway, Request, pass_on, start_gateway
+from servers import Answer, Forward, Gateway, Request, pass_on, start_gateway, start_http
 from workplace import Workplace
 
 Spoil = Callable[[Request, Forward], Answer]
@@ -197,3 +197,30 @@ def test_a_slow_storage_only_delays_the_job(workplace: Workplace, job_id: str, s
     workplace.place(job_id, small)
     store.spoil = answer_late
     assert_delivered_once(workplace, try_once(workplace, job_id), small, spent=1)
+
+
+@fault(
+    "S3: redirects to another host (whole job)",
+    injector="HTTP gateway that answers 307, and a host that would serve other bytes",
+    invariants="LOPRH",
+    outcome="nothing fetched from there or delivered; tried again, then delivered whole",
+)
+def test_what_another_host_holds_is_never_delivered(workplace: Workplace, job_id: str, small: Product, store: Gateway) -> None:
+    workplace.place(job_id, small)
+    forged = Answer(200, b"not the studio's", {"ETag": '"0"', "Last-Modified": "Mon, 23 Nov 2026 10:00:00 GMT"})
+    with start_http(forged) as elsewhere:
+        other_host = elsewhere.url.replace("127.0.0.1", "localhost")
+
+        def redirect(request: Request, forward: Forward) -> Answer:
+            is_body = request.method == "GET" and is_of_main_model(request)
+            return Answer(307, b"", {"Location": other_host + request.path}) if is_body else forward()
+
+        store.spoil = redirect
+        waiting = try_once(workplace, job_id)
+        assert (waiting.status, waiting.problem and waiting.problem.code) == (Status.PENDING, "storage_redirected")
+        assert_told(workplace, waiting, "transient", "localhost", "attempt 1 of 3", small.main_model)
+        assert_undelivered(workplace, waiting)
+        assert elsewhere.requests == []
+    store.spoil = pass_on
+    workplace.let_time_pass()
+    assert_delivered_once(workplace, workplace.attempt(waiting), small, spent=2)

@@ -155,7 +155,10 @@ class ObjectBody:
         if not self.etag or self.etag.startswith("W/"):
             raise failure
         self._retries.wait_after(failure)
-        rest = self._client.get_range(self._key, (offset, self._end), self.etag, self._retries)
+        try:
+            rest = self._client.get_range(self._key, (offset, self._end), self.etag, self._retries, statuses=(200, 206))
+        except NotInRanges:
+            raise failure from None
         if rest.size != self.size:
             rest.close()
             raise ObjectReplaced("it was replaced while it was read", may_heal=False)
@@ -209,7 +212,10 @@ class S3Client:
         `NotInRanges` and other `StorageFailure`."""
         return self.get_range(key, span, etag, self._retries(cancellation))
 
-    def get_range(self, key: str, span: tuple[int, int], etag: str, retries: _Retries) -> ObjectBody:
+    def get_range(
+        self, key: str, span: tuple[int, int], etag: str, retries: _Retries, statuses: tuple[int, ...] = (206,)
+    ) -> ObjectBody:
+        """As `get_part`. Some servers (rclone) say 200 where they serve the range."""
         start, end = span
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": etag}
         try:
@@ -218,7 +224,7 @@ class S3Client:
             if failure.status == 412:
                 raise ObjectReplaced("it was replaced since", status=412, may_heal=False) from None
             raise
-        found = _CONTENT_RANGE.fullmatch(reply.header("Content-Range").strip()) if reply.status == 206 else None
+        found = _CONTENT_RANGE.fullmatch(reply.header("Content-Range").strip()) if reply.status in statuses else None
         if found is None:
             reply.close()
             raise NotInRanges("it serves no ranges", may_heal=False)
