@@ -71,7 +71,8 @@ format: $(READY) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(READY) ## Draw the tables of docs/ that come from the tests
+docs: $(READY) ## Draw the tables of docs/ that come from the tests, and env_sample, which comes from the settings
+	@$(BIN)/python scripts/env_sample.py
 	@$(BIN)/python scripts/reliability_table.py
 
 lock: $(READY) ## Re-lock the dependencies (scripts/lock.sh --upgrade for the newest)
