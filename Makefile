@@ -80,7 +80,8 @@ format: $(READY) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(READY) ## Draw the tables of docs/ that come from the tests, then build the site in var/docs/site
+docs: $(READY) ## Draw what comes from tests and settings (tables, env_sample), then build the site in var/docs/site
+	@$(BIN)/python scripts/env_sample.py
 	@$(BIN)/python scripts/reliability_table.py
 	@$(BIN)/python scripts/docs_site.py
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from runpy import run_path
 from typing import get_args
 
 import pytest
 from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from ncr_upload.entrypoints.settings import Settings, SettingsInvalid, load_settings
 
@@ -31,6 +33,18 @@ def test_env_sample_lists_every_setting_and_no_other() -> None:
     settings = {name.upper() for name in Settings.model_fields}
     for_compose = set(INTERPOLATED.findall(COMPOSE.read_text())) - settings
     assert sorted(listed) == sorted(settings | for_compose)
+
+
+def test_env_sample_is_made_from_the_settings_class() -> None:
+    script = run_path(str(SAMPLE.parent / "scripts/env_sample.py"))
+    assert SAMPLE.read_text() == script["render"](SAMPLE.read_text()), "run `make docs`"
+
+
+def test_a_new_setting_would_be_written_with_its_description_and_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = run_path(str(SAMPLE.parent / "scripts/env_sample.py"))
+    fields = {"log_level": Settings.model_fields["log_level"], "brave_new": FieldInfo(default=2.5, description="What it does.")}
+    monkeypatch.setattr(Settings, "__pydantic_fields__", fields)
+    assert script["render"]("").endswith("LOG_LEVEL=INFO\n# What it does.\nBRAVE_NEW=2.5\n")
 
 
 def test_env_sample_shows_the_defaults_of_docker_compose_too() -> None:

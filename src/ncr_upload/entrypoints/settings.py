@@ -1,6 +1,6 @@
 """Every setting of the service, read from the environment and from `.env`.
 
-No secret has a default. `env_sample` lists them all and a test holds it against this class.
+No secret has a default. `env_sample` is made from this class by `make docs`, descriptions included, and a test compares.
 """
 
 from __future__ import annotations
@@ -41,14 +41,31 @@ class Settings(BaseSettings):
     # API
     api_host: str = "0.0.0.0"  # noqa: S104 - reachable from outside by design; see api_anonymous
     api_port: Port = 8001
-    api_key: SecretStr | None = Field(None, description="Callers send it as X-API-Key.")
-    api_anonymous: Anonymous = Field(Anonymous.LOOPBACK, description="Who needs no key: loopback, all or none.")
-    api_reload: bool = Field(False, description="Restart the API when its code changes (development).")
+    api_key: SecretStr | None = Field(
+        None,
+        description=(
+            "Callers send it as the header X-API-Key. Without one, only callers on this machine are served (see API_ANONYMOUS)."
+        ),
+    )
+    api_anonymous: Anonymous = Field(
+        Anonymous.LOOPBACK,
+        description="Who needs no key: loopback (callers on this machine), all, or none.",
+    )
+    api_reload: bool = Field(
+        False,
+        description="Restart when the code changes. `python main.py` always does; `ncr api` only with this.",
+    )
     api_drain_seconds: float = Field(
-        0, ge=0, description="How long the API goes on serving after SIGTERM while /readyz already says 503."
+        0,
+        ge=0,
+        description=(
+            "After SIGTERM: how long the API goes on serving while /readyz already says 503, so that a load "
+            "balancer can turn away."
+        ),
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins allowed to call from a browser, comma separated."
+        (),
+        description="Web pages allowed to call the API from a browser, comma separated; none by default.",
     )
 
     # Redis
@@ -59,25 +76,51 @@ class Settings(BaseSettings):
     redis_tls: bool = False
 
     # Database
-    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; instead of the DB_* parts.")
-    db_type: Literal["sqlite", "mysql", "postgresql"] = "sqlite"
+    database_url: SecretStr | None = Field(
+        None,
+        description="Either one URL (mysql+pymysql://…, postgresql+psycopg://…, sqlite:///path) …",
+    )
+    db_type: Literal["sqlite", "mysql", "postgresql"] = Field(
+        "sqlite",
+        description=(
+            "… or its parts. DB_TYPE is sqlite, mysql or postgresql; for sqlite DB_NAME is a file (default var/ncr.db)."
+        ),
+    )
     db_host: str = "localhost"
     db_port: Port | None = None
     db_name: str | None = None
     db_user: str | None = None
     db_password: SecretStr | None = None
     db_ssl_mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = Field(
-        None, description="Encryption of the connection to MySQL or PostgreSQL; unset: what driver and DATABASE_URL say."
+        None,
+        description=(
+            "Encryption of the connection: disable, prefer, require (encrypted, but to whoever answers), "
+            "verify-ca, or verify-full (the server's certificate must come from DB_SSL_CA and name DB_HOST). "
+            "Unset: what the driver does and DATABASE_URL's query says."
+        ),
     )
-    db_ssl_ca: Path | None = Field(None, description="PEM file with the authority of the server's certificate.")
+    db_ssl_ca: Path | None = Field(
+        None,
+        description=(
+            "PEM files: the authority of the server's certificate, and this client's own certificate where the "
+            "server asks for one."
+        ),
+    )
     db_ssl_cert: Path | None = Field(
         None, description="PEM file with this client's certificate, where the server asks for one."
     )
     db_ssl_key: Path | None = None
     catalogue_sql: Path | None = Field(
-        None, description="File of statements that stand for the studio's usual tables (docs/catalogue_sql.md)."
+        None,
+        description=(
+            "A studio with other tables than the usual ones: a file with its own look-ups and recordings "
+            "(docs/catalogue_sql.md)."
+        ),
     )
-    migrate_on_start: bool = Field(True, description="Bring the service's own tables up to date when a process starts.")
+    migrate_on_start: bool = Field(
+        True,
+        description="Bring the ncr_* tables up to date when a process starts (`ncr db upgrade` does it by hand).",
+    )
 
     # Object storage
     wasabi_endpoint: str | None = None
@@ -85,18 +128,17 @@ class Settings(BaseSettings):
     wasabi_access_key: SecretStr | None = None
     wasabi_secret_key: SecretStr | None = None
     bucket_name: str | None = None
-    download_concurrency: int = Field(
-        4, ge=1, le=64, description="Objects fetched at once by one job; of small ones (up to 512 KB) eight times as many."
-    )
+    download_concurrency: int = Field(4, ge=1, le=64, description="Objects one job fetches at once.")
     verify_etag_md5: bool = Field(
-        True, description="Hold each download against an ETag that is an MD5; off for SSE-KMS buckets."
+        True,
+        description=("Hold each download against its ETag where that is an MD5. Turn off for buckets encrypted with SSE-KMS."),
     )
     s3_redirect_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Further hosts that the storage may redirect to: host, host:port or *.host, comma separated."
     )
 
     # Validator
-    validator_api_url: str | None = Field(None, description="Unset: each worker starts the bundled validator for itself.")
+    validator_api_url: str | None = Field(None, description="Unset: each worker starts the bundled validator beside itself.")
     validator_api_key: SecretStr | None = None
     validator_api_key_header: str = "X-API-Key"
     validator_timeout_seconds: float = Field(300, gt=0)
@@ -105,81 +147,184 @@ class Settings(BaseSettings):
     sftp_host: str | None = None
     sftp_port: Port = 22
     sftp_username: str | None = None
-    sftp_password: SecretStr | None = None
+    sftp_password: SecretStr | None = Field(None, description="One of password, private key (a file) or agent.")
     sftp_private_key: Path | None = Field(None, description="File with the private key.")
     sftp_private_key_passphrase: SecretStr | None = None
     sftp_agent: bool = Field(False, description="Use the keys of the running ssh-agent.")
     sftp_host_key: str | None = Field(
-        None, description="The server's public key, as in 'ssh-ed25519 AAAA…'; several separated by commas."
+        None,
+        description=(
+            "The server's public key, as `ssh-keyscan HOST` prints it after the name; several separated by "
+            "commas. Or a known_hosts file. Nothing is sent to a server whose key is not pinned."
+        ),
     )
     sftp_known_hosts: Path | None = Field(None, description="An OpenSSH known_hosts file, instead of SFTP_HOST_KEY.")
-    sftp_base_dir: str = "/"
-    sftp_connections: int = Field(4, ge=1, le=16, description="SSH connections of one job, where the server is far enough.")
-    sftp_channels: int = Field(4, ge=1, le=16, description="Channels in each connection.")
-    sftp_max_connections: int = Field(0, ge=0, description="To one destination, of all workers on all hosts; 0 is no limit.")
+    sftp_base_dir: str = Field("/", description="Deliveries land at SFTP_BASE_DIR/{job_id}/{sku}/…")
+    sftp_connections: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description=(
+            "SSH connections one job opens at most: several only to a server that takes 4 ms or more to answer, "
+            "one for every 8 MB that wait. Files of 32 MB and more are sent through all of them at once."
+        ),
+    )
+    sftp_channels: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description="Channels in each connection; up to 64 files are open at once in each.",
+    )
+    sftp_max_connections: int = Field(
+        0,
+        ge=0,
+        description=(
+            "Limits for all workers on all hosts together, for one server, login and folder; 0 is none. A job "
+            "that finds no connection free waits and spends no attempt; one job leaves one connection to the "
+            "others."
+        ),
+    )
     sftp_max_bytes_per_second: int = Field(0, ge=0, description="To one destination, of all workers together; 0 is no limit.")
     sftp_timeout_seconds: float = Field(30, gt=0)
     sftp_fast_transport: Literal["auto", "off"] = Field(
-        "auto", description="Half the CPU time of an upload where asyncssh and the cipher are as tested; off: never."
+        "auto",
+        description=("auto: half the CPU time of an upload where asyncssh and the cipher are as tested (AES-GCM); off: never"),
     )
 
     stage_before_verdict: bool = Field(
-        False, description="Upload while files arrive and the validator judges them, hidden until its verdict."
+        False,
+        description=(
+            "Upload while files arrive and the validator judges them, into a hidden folder that goes again on a "
+            '"no": quicker (a large file over a WAN in half the time), but the partner\'s disk and line carry '
+            "packages that are never delivered."
+        ),
     )
 
     # Jobs
-    work_dir: Path = Path("var/work")
+    work_dir: Path = Field(Path("var/work"), description="Where jobs keep their files while they run; removed afterwards.")
     download_cache_bytes: int = Field(
-        5_000_000_000, ge=0, description="Of finished downloads kept in WORK_DIR for re-deliveries; 0 keeps none."
+        5_000_000_000,
+        ge=0,
+        description=(
+            "How many bytes of finished downloads stay there afterwards, so that a job that is delivered again "
+            "fetches only what changed. They make way for whatever needs the disk, and never take more of it than"
+            " they leave free. 0 keeps none: where WORK_DIR is in memory (tmpfs), or the artists' files must not "
+            "stay on this host."
+        ),
     )
-    file_selection: Literal["latest_date", "latest_per_path", "all"] = "latest_date"
-    layout_collisions: Literal["refuse", "newest"] = "refuse"
-    timezone: str = "America/New_York"
-    max_attempts: int = Field(5, ge=1, le=50)
+    file_selection: Literal["latest_date", "latest_per_path", "all"] = Field(
+        "latest_date",
+        description="Which of a job's files: latest_date (those of the newest calendar date), latest_per_path, or all.",
+    )
+    layout_collisions: Literal["refuse", "newest"] = Field(
+        "refuse",
+        description="Two files for one place in the package: refuse the job, or let the newest win.",
+    )
+    timezone: str = Field("America/New_York", description="The studio's zone: its tables hold local times.")
+    max_attempts: int = Field(
+        5,
+        ge=1,
+        le=50,
+        description="Attempts before a job fails; the wait between them doubles from base to max.",
+    )
     retry_base_seconds: float = Field(5, gt=0)
     retry_max_seconds: float = Field(300, gt=0)
     park_hours: float = Field(
-        24, gt=0, description="How long a job waits for a parked destination or for room before it fails."
+        24,
+        gt=0,
+        description=(
+            "How long a job waits for a destination that needs an operator, or for room on the worker, before it fails."
+        ),
     )
-    probe_seconds: float = Field(30, gt=0, description="How often a parked destination is asked whether it works again.")
-    janitor_seconds: float = Field(600, gt=0, description="How often one worker looks for what killed ones left behind.")
+    probe_seconds: float = Field(
+        30,
+        gt=0,
+        description="How often such a destination is asked, by one worker, whether it works again.",
+    )
+    janitor_seconds: float = Field(
+        600,
+        gt=0,
+        description=(
+            "How often one worker looks for what killed ones left behind, there and in the ledger. Staging "
+            "folders of tasks that this installation does not know go when nothing in them has changed for so "
+            "long: another one may deliver there too."
+        ),
+    )
     staging_keep_hours: float = Field(
         24, gt=0, description="Age from which staging of tasks that this ledger does not know is removed at the destination."
     )
     idempotency_hours: float = Field(168, gt=0, description="How long an Idempotency-Key is remembered.")
-    lease_seconds: float = Field(20, gt=0)
+    lease_seconds: float = Field(
+        20,
+        gt=0,
+        description=(
+            "A worker that is not heard of for this long has lost its job to the next one; it says it is alive "
+            "every so often, which is at most half of it."
+        ),
+    )
     lease_renew_seconds: float = Field(5, gt=0)
     sweep_seconds: float = Field(3, gt=0)
     worker_grace_seconds: float = Field(
-        25, ge=0, description="How long a stopped worker lets its jobs finish before it hands them over."
+        25,
+        ge=0,
+        description=(
+            "How long a worker that is told to stop (SIGTERM) lets its running jobs finish before it hands them "
+            "over to the next worker. Whoever stops it should wait about 15 s longer before SIGKILL "
+            "(stop_grace_period, terminationGracePeriodSeconds)."
+        ),
     )
     job_expire_hours: float = Field(
-        24, gt=0, description="How long Redis keeps the status of an ended job; SQL keeps it anyway."
+        24,
+        gt=0,
+        description="How long Redis keeps the status of an ended job. SQL keeps it anyway.",
     )
 
-    history_days: float = Field(90, gt=0, description="How long ended jobs and their history are kept in SQL.")
+    history_days: float = Field(
+        90,
+        gt=0,
+        description="How long SQL keeps ended jobs with their history; older ones go, 500 every 10 s.",
+    )
 
     # Memory and batches
-    max_memory_usage_percent: float = Field(80, gt=0, le=100)
+    max_memory_usage_percent: float = Field(
+        80,
+        gt=0,
+        le=100,
+        description="New jobs are refused above this (percent of the container's memory; may be fractional).",
+    )
     memory_check_interval: float = Field(
-        30, gt=0, description="Seconds between two looks at memory and disk, by the API and by each worker."
+        30,
+        gt=0,
+        description=(
+            "Seconds between two looks at memory and disk, by the API and by each worker; batches go slower where"
+            " a worker is short."
+        ),
     )
     celery_worker_concurrency: int = Field(4, ge=1)
-    celery_worker_max_memory_per_child: int = Field(200_000, ge=1, description="KB of resident memory.")
+    celery_worker_max_memory_per_child: int = Field(
+        200_000,
+        ge=1,
+        description="KB of memory held now (not at its peak) after which a worker process is replaced, between two jobs.",
+    )
     celery_worker_max_tasks_per_child: int = Field(1000, ge=1)
     batch_size: int = Field(5, ge=1, description="Jobs of one batch in flight at most.")
     batch_timeout: float = Field(
-        300, gt=0, description="Seconds without any job of a batch starting or ending before it is called stalled."
+        300,
+        gt=0,
+        description="Seconds without any job of a batch starting or ending before it is reported stalled.",
     )
 
     # Flower
-    flower_host: str | None = Field(None, description="Default: 127.0.0.1, or every address once FLOWER_BASIC_AUTH is set.")
+    flower_host: str | None = Field(
+        None,
+        description="Default: 127.0.0.1; every address once FLOWER_BASIC_AUTH (user:password) is set.",
+    )
     flower_port: Port = 5555
     flower_basic_auth: SecretStr | None = Field(None, description="user:password")
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["json", "text"] = "json"
+    log_format: Literal["json", "text"] = Field("json", description="json or text")
 
     @field_validator("cors_origins", "s3_redirect_hosts", mode="before")
     @classmethod
