@@ -1,4 +1,4 @@
-"""The two short ways through the API (ADR 10) answer exactly as the framework's own ways do."""
+"""The two short ways through the API (ADR 12) answer exactly as the framework's own ways do."""
 
 from __future__ import annotations
 
