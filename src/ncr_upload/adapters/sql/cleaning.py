@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Engine, and_, delete, select, update
 
 from ncr_upload.adapters.sql.engine import READ_ONLY, translated_errors, whole_transaction
-from ncr_upload.adapters.sql.rows import read_row, take_row, write_event
+from ncr_upload.adapters.sql.rows import bounded_message, read_row, take_row, write_event
 from ncr_upload.adapters.sql.tables import db_now, events, idempotency, jobs, statement_now
 from ncr_upload.application.ports import Successor
 from ncr_upload.domain.jobs import LIVE, Status
@@ -70,6 +70,7 @@ class SqlCleaning:
     @whole_transaction
     def note_kept(self, task_id: str, message: str) -> None:
         """See `Cleaning.note_kept`."""
+        message = bounded_message(self._engine, message)
         last = select(events.c.message).where(events.c.task_id == task_id).order_by(events.c.id.desc()).limit(1)
         with translated_errors(self._engine), self._engine.begin() as connection:
             row = read_row(connection, task_id)
