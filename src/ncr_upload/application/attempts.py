@@ -33,7 +33,7 @@ CLEANING_SECONDS = 60.0
 """How long a worker has for removing an ended task's staging before another is sent."""
 
 
-REFUSED = ("sftp_failure", "sftp_missing")
+REFUSED = ("sftp_failure", "sftp_missing", "job_folder_denied", "publish_refused")
 """Codes of a server's "no"."""
 
 UNSURE_SECONDS = 15.0

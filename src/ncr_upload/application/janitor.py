@@ -7,7 +7,6 @@ import logging
 from dataclasses import dataclass
 
 from ncr_upload.application.parking import require_open
-from ncr_upload.application.pipeline import PREVIOUS_KEPT
 from ncr_upload.application.ports import Cleaning, Dropoff, Parking, Successor
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
 
@@ -53,14 +52,9 @@ async def _clean_staging(cleaning: Cleaning, dropoff: Dropoff, options: JanitorO
             except (DestinationParked, Unavailable) as failure:
                 if failure.code == "sftp_unreachable":
                     raise
-                if failure.code == PREVIOUS_KEPT:
-                    log.warning("janitor: %s", failure)
-                else:
-                    failures.append(failure)  # the next folder may be one that can be removed
+                failures.append(failure)  # the next folder may be one that can be removed
             else:
                 removed.append(each.name)
-    if failures and not removed:
-        raise failures[0]
     for unremoved in failures:
         log.warning("janitor: a staging folder is left: %s", unremoved)
     return removed

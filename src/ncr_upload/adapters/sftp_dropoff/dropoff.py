@@ -160,7 +160,7 @@ class SftpSession:
 
     async def _idle_seconds(self, name: str, own_mtime: float, now: float) -> float:
         """Every file comes to its place by way of `parts`, so what is below `package` need not be looked through."""
-        own = self._publisher.path(name)
+        own = self._path(name)
         changed = [own_mtime]
         for folder in (own, posixpath.join(own, "parts")):
             with suppress(Missing):

@@ -33,7 +33,7 @@ import asyncssh
 from ncr_upload.adapters.sftp_dropoff.channels import Channels
 from ncr_upload.adapters.sftp_dropoff.manifest import Manifest
 from ncr_upload.adapters.sftp_dropoff.package import check_relative
-from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Denied, Failed, Missing, Seen, Tree, at_most
+from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Denied, Failed, Missing, Seen, Tree, at_most, escaped
 from ncr_upload.adapters.sftp_dropoff.scratch import STAGING
 from ncr_upload.application.ports import AnnouncedPublish, Successor
 from ncr_upload.domain.errors import DeliveryError, DestinationParked, LeaseLost, NotPublished, PublishUnsettled, Unavailable
@@ -446,7 +446,7 @@ class Publisher:
         )
 
     def _tell_undone(self, spots: _Spots, settled: _Settled) -> str:
-        lost = f", but for {len(settled.missing)} files that are nowhere: {', '.join(settled.missing[:3])}"
+        lost = f", but for {len(settled.missing)} files that are nowhere: {', '.join(map(escaped, settled.missing[:3]))}"
         told = f"the previous delivery, set aside for a package that did not follow, is back in {spots.final}"
         return told + (lost if settled.missing else "")
 
