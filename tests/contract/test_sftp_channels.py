@@ -4,12 +4,16 @@ given up."""
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
+from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ncr_upload.adapters.sftp_dropoff import track as module
+from ncr_upload.adapters.sftp_dropoff.remote import at_most
 from ncr_upload.adapters.sftp_dropoff.track import FILES_AT_ONCE, LINK_BYTES, Flow, Signal, Track
 from ncr_upload.domain.errors import Unavailable
 
@@ -80,6 +84,26 @@ def answer(track: Track, written: asyncio.Future[Any], size: int, error: Excepti
     else:
         written.set_exception(error)
     track.heard(written, size)
+
+
+async def test_jobs_after_the_first_failure_are_not_even_made() -> None:
+    """Or Python would warn of coroutines that nobody awaited."""
+    made: list[int] = []
+
+    async def job(number: int) -> None:
+        raise ValueError(number)
+
+    def make(number: int) -> Coroutine[Any, Any, None]:
+        made.append(number)
+        return job(number)
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="0"):
+            await at_most(3, (make(number) for number in range(10)))
+        gc.collect()
+    assert made == [0, 1, 2]
+    assert [str(each.message) for each in warned] == []
 
 
 async def test_a_signal_wakes_all_who_wait_and_none_who_come_later() -> None:

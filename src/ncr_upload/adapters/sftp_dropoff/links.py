@@ -118,5 +118,5 @@ async def settle_times(remote: Remote, package: str, tree: Tree, linked: Contain
                 raise
             del times[path]
 
-    await at_most(MAX_REQUESTS, [set_back(path) for path, mtime in times.items() if mtime == newest and path not in linked])
+    await at_most(MAX_REQUESTS, (set_back(path) for path, mtime in times.items() if mtime == newest and path not in linked))
     return times

@@ -229,7 +229,8 @@ def make_statistics(settings: Settings) -> SqlStatistics:
 
 
 def make_metrics(settings: Settings) -> SqlMetrics:
-    return SqlMetrics(make_engine(settings, pool_size=1, wait_seconds=PATIENT_SECONDS))
+    """Not patient: a process that ends stores its counts, or goes without."""
+    return SqlMetrics(make_engine(settings, pool_size=1))
 
 
 def make_sweep_ports(settings: Settings, app: Celery, on_ended: OnEnded = ignore_end) -> SweepPorts:
