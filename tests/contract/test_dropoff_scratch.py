@@ -15,7 +15,7 @@ from fault_table import fault
 from ncr_upload.adapters.sftp_dropoff import SftpDropoff
 from ncr_upload.adapters.sftp_dropoff.scratch import Ability
 from ncr_upload.application.ports import LocalFile
-from ncr_upload.domain.errors import DeliveryError, DestinationParked, Unavailable
+from ncr_upload.domain.errors import DeliveryError, DestinationParked, NotPublished, Unavailable
 from packages_on_disk import arriving, write_package
 from parts import miss
 from servers import SftpServer, start_sshd
@@ -66,7 +66,10 @@ async def deliver(server: SftpServer, files: list[LocalFile], task: str = "task"
     async with open_dropoff(server).session() as session:
         await session.adopt(task, fence)
         await session.stage(task, fence, arriving(files), lambda _: None)
-        await session.publish(task, fence, "job-1", lambda: None)
+        try:
+            await session.publish(task, fence, "job-1", lambda: None)
+        except NotPublished as failure:
+            raise failure.cause from None
 
 
 async def probe(server: SftpServer, parked_for: str = "") -> str | None:

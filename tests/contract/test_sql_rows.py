@@ -102,7 +102,11 @@ def test_only_a_task_that_waits_says_when_it_is_due(engine: Engine, task: Task) 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_the_progress_is_the_beginning_of_the_stage(stage: Stage) -> None:
-    row = dict.fromkeys((column.name for column in jobs.c), None) | {"status": "processing", "stage": stage.value}
+    row = dict.fromkeys((column.name for column in jobs.c), None) | {
+        "status": "processing",
+        "stage": stage.value,
+        "message": "",
+    }
     assert task_of(row).progress == PROGRESS_SPAN[stage][0]
 
 

@@ -147,13 +147,16 @@ def _make_cursor(packet_bytes: int) -> type:
     class BoundedCursor(Cursor):
         max_stmt_length = min(LARGEST_STATEMENT_BYTES, packet_bytes - PACKET_MARGIN_BYTES)
 
-        def execute(self, query: str, args: Any = None) -> int:
+        def execute(self, query: str | bytearray, args: Any = None) -> int:
             """Run the statement. The server hangs up on one that is too long, which would look like an outage."""
             try:
-                return super().execute(query, args)
+                return super().execute(query, args)  # type: ignore[arg-type]
             except OperationalError as error:
-                size = len(self.mogrify(query, args).encode(errors="replace"))
-                if error.args[0] not in HUNG_UP or size < packet_bytes:
+                if error.args[0] not in HUNG_UP:
+                    raise
+                sent = query if isinstance(query, bytearray) else self.mogrify(query, args).encode(errors="replace")
+                size = len(sent)  # `executemany` hands over bytes that are complete
+                if size < packet_bytes:
                     raise
                 told = f"a statement of {size} bytes does not fit into the server's max_allowed_packet of {packet_bytes} bytes"
                 raise OperationalError(HUNG_UP[0], told) from error
