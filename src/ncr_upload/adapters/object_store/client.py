@@ -128,7 +128,7 @@ class ObjectBody:
         return self._retries.cancellation
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes in order. A body that breaks off is resumed, from the very same object only. Raises `StorageFailure`."""
+        """Yield the bytes in order. A body that breaks off is resumed, from the same object only. Raises `StorageFailure`."""
         offset, since_progress = self._start, 0
         try:
             while offset < self._end:
