@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException, IncompleteRead
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from threading import Event, Lock
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -237,9 +237,9 @@ def _translated() -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause, HTTPError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, TRANSPORT_ERRORS):
-            raise cause from None
-        raise (AnswerCut if isinstance(cause, IncompleteRead) else AnswerMalformed) from None
+        if isinstance(cause, IncompleteRead | RemoteDisconnected):
+            raise AnswerCut from None
+        raise (cause if isinstance(cause, TRANSPORT_ERRORS) else AnswerMalformed) from None
 
 
 def _refuse_unclear(response: HTTPResponse) -> None:
