@@ -335,6 +335,72 @@ async def test_the_environments_proxy_is_used_unless_no_proxy_names_the_host(
         assert len(proxy.requests) == 1
 
 
+@asynccontextmanager
+async def connect_proxy(heads: list[str], answer: bytes) -> AsyncIterator[str]:
+    """Yield the URL of a proxy that answers each CONNECT so, and leads on to what was asked for if that is 200."""
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def lead_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(answer)
+        if b" 200 " not in answer:
+            writer.close()
+            return
+        host, _, port = heads[-1].split()[1].rpartition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pipe(reader, back), pipe(there, writer))
+
+    listening = await asyncio.start_server(lead_on, "127.0.0.1", 0)
+    try:
+        yield f"http://user:p%40ss@127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        listening.close()
+
+
+async def test_https_goes_through_the_proxys_tunnel_and_is_verified_behind_it(
+    s3: S3Server, gateway: Gateway, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    heads: list[str] = []
+    async with (
+        tls_in_front(gateway, tmp_path_factory.mktemp("tls")) as (url, authority, foreign),
+        connect_proxy(heads, b"HTTP/1.1 200 OK\r\n\r\n") as proxy,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
+        monkeypatch.setenv("SSL_CERT_FILE", str(foreign))
+        with pytest.raises(Unavailable, match="its TLS certificate is not trusted"):
+            await get(open_store(s3, url), tmp_path)
+        assert gateway.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        await get(open_store(s3, url), tmp_path)
+        assert (tmp_path / "target").read_bytes() == LARGE
+        assert "proxy-authorization" not in gateway.requests[0].headers
+        assert "Basic dXNlcjpwQHNz" in heads[-1]
+        assert s3.access_key not in str(heads)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 407 Who are you\r\n\r\n", b"", None], ids=["refuses", "no answer", "closed port"]
+)
+async def test_a_proxy_that_does_not_lead_on_is_named(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes | None
+) -> None:
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with connect_proxy([], answer or b"") as proxy:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:1" if answer is None else proxy)
+        with pytest.raises(Unavailable, match="the proxy that the environment names does not connect to it") as caught:
+            await get(open_store(s3, "https://127.0.0.1:1"), tmp_path)
+        assert "p@ss" not in str(caught.value)
+
+
 async def test_connections_are_kept_for_the_next_request(s3: S3Server, tmp_path: Path) -> None:
     """rclone keeps connections open; as many are opened as are used at once."""
     store = open_store(s3, s3.endpoint)

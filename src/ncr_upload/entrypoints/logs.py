@@ -26,8 +26,9 @@ ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "celery", "celery.task", "
 LOUD = dict.fromkeys(
     ("uvicorn.access", "httpx", "httpcore", "asyncssh", "alembic", "celery.worker.strategy", "celery.app.trace"),
     logging.WARNING,
-)
-"""`uvicorn.access`: the API writes its own line per request, without the query. Celery's two: a line for each message that is
+) | {"urllib3.connection": logging.ERROR}
+"""`urllib3.connection`: its warning of header lines that cannot be read holds the URL, which may be a signed one.
+`uvicorn.access`: the API writes its own line per request, without the query. Celery's two: a line for each message that is
 received and one for its end, where the worker writes its own per attempt."""
 
 

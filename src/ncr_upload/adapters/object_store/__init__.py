@@ -1,4 +1,4 @@
-"""Object storage over any S3 API, on obstore."""
+"""Object storage over any S3 API, on urllib3."""
 
 from ncr_upload.adapters.object_store.store import S3ObjectStore
 

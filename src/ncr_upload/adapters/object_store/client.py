@@ -15,10 +15,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
-from ncr_upload.adapters.object_store.http1 import AnswerCut, AnswerMalformed
 from ncr_upload.adapters.object_store.listing import ListPage, ListParser
 from ncr_upload.adapters.object_store.signing import Signer
-from ncr_upload.adapters.object_store.transport import TRANSPORT_ERRORS, Cancellation, Connections, ProxyRefused, Reply
+from ncr_upload.adapters.object_store.transport import (
+    TRANSPORT_ERRORS,
+    AnswerCut,
+    AnswerMalformed,
+    Cancellation,
+    Connections,
+    ProxyRefused,
+    Reply,
+)
 from ncr_upload.domain.redirects import (
     AllowedHost,
     RedirectRefused,
@@ -113,30 +120,32 @@ class ObjectBody:
         self._retries = retries
 
     @property
+    def length(self) -> int:
+        return self._end - self._start
+
+    @property
     def cancellation(self) -> Cancellation:
         return self._retries.cancellation
 
-    def chunks(self) -> Iterator[memoryview]:
-        """Yield the bytes in order; each chunk is valid until the next one is asked for. A body that breaks off is resumed,
-        from the very same object only. Raises `StorageFailure`."""
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, self._end - self._start))))
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes in order. A body that breaks off is resumed, from the same object only. Raises `StorageFailure`."""
         offset, since_progress = self._start, 0
         try:
             while offset < self._end:
                 try:
-                    count = self._reply.response.read_into(buffer[: min(len(buffer), self._end - offset)])
-                    if not count:
+                    chunk = self._reply.read(min(CHUNK_BYTES, self._end - offset))
+                    if not chunk:
                         raise AnswerCut
                 except TRANSPORT_ERRORS as error:
                     self._reply.close()
                     self._reply = self._resume(offset, _failure_of(error))
                     continue
-                offset += count
-                since_progress += count
+                offset += len(chunk)
+                since_progress += len(chunk)
                 if since_progress >= PROGRESS_BYTES:
                     since_progress = 0
                     self._retries.reset()
-                yield buffer[:count]
+                yield chunk
             if self._end == self._start:
                 self._reply.read_rest()
             else:
@@ -146,7 +155,7 @@ class ObjectBody:
             raise
 
     def read_all(self) -> bytes:
-        return b"".join(map(bytes, self.chunks()))
+        return b"".join(self.chunks())
 
     def close(self) -> None:
         self._reply.close()
@@ -246,7 +255,7 @@ class S3Client:
         reply = self._request("GET", path, {}, self._retries(cancellation))
         parser, left = ListParser(max_keys), MAX_LIST_BYTES
         try:
-            while chunk := reply.response.read(min(CHUNK_BYTES, left)):
+            while chunk := reply.read(min(CHUNK_BYTES, left)):
                 parser.feed(chunk)
                 left -= len(chunk)
                 if left <= 0:

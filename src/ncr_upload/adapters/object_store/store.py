@@ -64,7 +64,11 @@ LIST_SECONDS = 5
 MAX_RETRIES = 3
 MAX_ETAG_CHARACTERS = 255
 RETRY_SECONDS = 30
-LONGEST_DOWNLOAD_SECONDS = 24 * 60 * 60  # a stalled one ends by the read time-out
+LEAST_SECONDS = 600
+SLOWEST_BYTES_PER_SECOND = 4096
+"""A transfer is given LEAST_SECONDS and what its bytes take at this rate. A silent one ends sooner, by the read time-out; this
+ends one that drips."""
+
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _LOGIN_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 
@@ -72,8 +76,8 @@ _LOGIN_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "
 class S3ObjectStore:
     """One bucket. Settings that are missing are named by the first call, not by the constructor.
 
-    Time-outs: `connect_timeout_seconds` to connect, `read_timeout_seconds` without a byte; a request is retried at
-    most MAX_RETRIES times within RETRY_SECONDS.
+    Time-outs: `connect_timeout_seconds` to connect, `read_timeout_seconds` without a byte, and one for the whole transfer
+    that grows with its size. A request is retried at most MAX_RETRIES times within RETRY_SECONDS.
     """
 
     def __init__(
@@ -122,7 +126,8 @@ class S3ObjectStore:
                 body.close()
                 return body.size, body.etag
 
-        size, etag = await self._in_thread(ask)
+        async with self._in_time(key, 0):
+            size, etag = await self._in_thread(ask)
         return ObjectInfo(key, size, _plain_etag(etag))
 
     async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
@@ -167,8 +172,7 @@ class S3ObjectStore:
                     return fetched
             with await asyncio.to_thread(part.open, "x+b", buffering=0) as file:
                 transfer.follower.begin(part)
-                async with self._at_most_a_day(key):
-                    fetched = await self._receive(transfer, file.fileno(), known)
+                fetched = await self._receive(transfer, file.fileno(), known)
             await asyncio.to_thread(part.replace, to)
         except BaseException as error:
             part.unlink(missing_ok=True)
@@ -206,7 +210,7 @@ class S3ObjectStore:
             part.replace(to)
             return fetched
 
-        async with transfer.turns.take(known.size):
+        async with transfer.turns.take(known.size), self._in_time(transfer.key, SMALL_BYTES):
             with _cancelling(cancellation):
                 fetched = await self._bodies.receive(receive, keep)
         if fetched is not None:
@@ -219,7 +223,8 @@ class S3ObjectStore:
             if fetched is not None:
                 return fetched
         async with transfer.turns.take(known.size if known else 0):
-            answer = await self._in_thread(partial(self._get, transfer.key, known))
+            async with self._in_time(transfer.key, 0):
+                answer = await self._in_thread(partial(self._get, transfer.key, known))
             etag = _plain_etag(answer.etag)
             checksums, md5 = Checksums(), self._md5(etag)
             hashings, teller = [each for each in (checksums, md5) if each], Teller(transfer.grow)
@@ -290,7 +295,8 @@ class S3ObjectStore:
             body.close()
             return None
 
-        return await self._in_thread(ask)
+        async with self._in_time(known.key, 0):
+            return await self._in_thread(ask)
 
     async def _read(self, file: int, key: str, answer: ObjectBody, write: Callable[[int, Body], T]) -> T:
         def body() -> Body:
@@ -302,8 +308,9 @@ class S3ObjectStore:
                     return
                 yield chunk
 
-        with _cancelling(answer.cancellation):
-            return await self._bodies.read(file, body(), write)
+        async with self._in_time(key, answer.length):
+            with _cancelling(answer.cancellation):
+                return await self._bodies.read(file, body(), write)
 
     async def _in_thread(self, ask: Callable[[Cancellation], T]) -> T:
         """Return what `ask` returns, called in a thread that a cancellation does not wait for."""
@@ -312,13 +319,14 @@ class S3ObjectStore:
             return await self._bodies.receive(lambda: ask(cancellation), lambda answer: answer)
 
     @asynccontextmanager
-    async def _at_most_a_day(self, key: str) -> AsyncIterator[None]:
+    async def _in_time(self, key: str, size: int) -> AsyncIterator[None]:
+        """End what takes longer than so many bytes may. Raises `Unavailable`."""
+        seconds = LEAST_SECONDS + size // SLOWEST_BYTES_PER_SECOND
         try:
-            async with asyncio.timeout(LONGEST_DOWNLOAD_SECONDS):
+            async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            hours = LONGEST_DOWNLOAD_SECONDS // 3600
-            raise self._class_of(key, StorageFailure(f"it did not arrive within {hours} h")) from None
+            raise self._class_of(key, StorageFailure(f"it did not arrive within {seconds} s")) from None
 
     def _md5(self, etag: str) -> Md5 | None:
         return Md5() if self._verify_etag_md5 and _MD5.fullmatch(etag) else None
