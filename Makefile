@@ -44,7 +44,7 @@ dev: $(READY) ## Run the whole stack on port 8001 until Ctrl-C
 	@$(BIN)/ncr dev
 
 test: $(READY) servers ## Run every test on real parts (PYTHON=python3.13 for another version)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-pythons: ## Run the tests that need no servers on every Python from 3.11 on that is found
 	@scripts/pythons.sh test

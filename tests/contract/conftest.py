@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -61,12 +62,27 @@ def asyncssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpSe
         yield server
 
 
+BOTH_WAYS = ("test_dropoff", *(f"test_dropoff_{part}" for part in ("arrival", "growing", "resume", "wide")))
+"""The suites of what passes through the transport; the others are of what lies above. `test_dropoff_wire` chooses its own."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the suites of the destination both ways: with the fast transport, and through asyncssh's own SFTPClient."""
-    name = metafunc.module.__name__.rpartition(".")[2]
+    """Run those suites with the fast transport, and through asyncssh's own SFTPClient."""
     with_server = {"place", "real", "server", "plain", "openssh"} & set(metafunc.fixturenames)
-    if name.startswith("test_dropoff") and name != "test_dropoff_wire" and with_server:
+    if metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS and with_server:
         metafunc.parametrize("_transport", ["fast", "sftpclient"], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the second way where there is no transport, and where `plain`, the same program, has it already."""
+    extra = [item for item in items if _is_once_enough(getattr(item, "callspec", None))]
+    items[:] = [item for item in items if item not in extra]
+    config.hook.pytest_deselected(items=extra)
+
+
+def _is_once_enough(call: Any) -> bool:
+    params = {} if call is None else call.params
+    return params.get("_transport") == "sftpclient" and params.get("place", "plain") not in ("plain", "openssh")
 
 
 @pytest.fixture(autouse=True)

@@ -37,9 +37,17 @@ def copying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
 
 @pytest.fixture
 def place(copying: SftpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DropoffPlace]:
-    monkeypatch.setattr(publishing, "STILL_SECONDS", 0.4)
+    """Whose renames are over at once, whether they end or break off."""
+    monkeypatch.setattr(publishing, "STILL_SECONDS", 0.05)
     with place_on(copying, tmp_path.name) as place:
         yield place
+
+
+@pytest.fixture
+def slow_place(place: DropoffPlace, monkeypatch: pytest.MonkeyPatch) -> DropoffPlace:
+    """Two looks are further apart than the server's two writes of a file."""
+    monkeypatch.setattr(publishing, "STILL_SECONDS", 0.5)
+    return place
 
 
 @pytest.fixture
@@ -194,8 +202,9 @@ async def test_what_a_broken_take_over_left_in_two_folders_is_brought_together(
 @pytest.mark.parametrize("which", ["aside", "publish", "adopt"])
 @SLOW
 async def test_a_rename_that_is_slower_than_the_time_out_is_waited_for(
-    place: DropoffPlace, old: list[LocalFile], new: list[LocalFile], which: str, deletes: str
+    slow_place: DropoffPlace, old: list[LocalFile], new: list[LocalFile], which: str, deletes: str
 ) -> None:
+    place = slow_place
     await deliver_before(place, old)
     async with place.dropoff().session() as session:
         await session.adopt("task", 1)
@@ -209,8 +218,9 @@ async def test_a_rename_that_is_slower_than_the_time_out_is_waited_for(
 @pytest.mark.parametrize("which", ["aside", "publish"])
 @SLOW
 async def test_a_rename_that_goes_on_after_the_client_is_gone_is_not_renamed_on_top_of(
-    place: DropoffPlace, old: list[LocalFile], new: list[LocalFile], which: str
+    slow_place: DropoffPlace, old: list[LocalFile], new: list[LocalFile], which: str
 ) -> None:
+    place = slow_place
     await deliver_before(place, old)
     place.server.fault(f"copy {which} -1 each 0.3 ok")
     job = Job(place, new)

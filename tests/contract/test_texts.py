@@ -84,7 +84,7 @@ def everything(engine: Engine) -> str:
 
 ANSWERS = {
     "60 reasons of 400 emoji": {"data": [{"result": "Invalid", "issues": [{"message": "😀" * 400}] * 60}]},
-    "a million results": {"data": [{"result": "Invalid"}] * 1_000_000},
+    "100,000 results": {"data": [{"result": "Invalid"}] * 100_000},
     "numbers that are none": {"data": [{"result": "Invalid", "score": float("nan"), "n": float("-inf"), "m": 10**400}]},
     "what no database takes": {"data": [{"result": "Invalid", "a\0\ud800": "b\0\udfff\ud83d"}]},
     "secrets": {"data": [{"result": "Invalid", f"for {SECRET}": [SECRET, json.dumps(SECRET)]}]},
@@ -99,23 +99,22 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_every_answer_of_a_validator_is_kept_as_far_as_the_column_goes(
-    guarded: Engine, answer: Any, column: dict[str, str] | None
-) -> None:
+def test_every_answer_of_a_validator_is_kept_as_far_as_the_column_goes(guarded: Engine, column: dict[str, str] | None) -> None:
     if column is not None:
         with guarded.begin() as connection:
             connection.execute(text("DROP TABLE model_validation"))
             kind = column[guarded.dialect.name]
             connection.execute(text(f"CREATE TABLE model_validation (job_id VARCHAR(64), response INTEGER, json {kind})"))
     catalogue = SqlCatalogue(guarded, ZONE)
-    with translated_errors(guarded), guarded.begin() as connection:
-        catalogue.judged(TASK, Verdict(False, "Invalid", 200, json.dumps(answer)))(connection)
-    (row,) = rows(guarded, studio.model_validation)
-    kept = row["json"] if not isinstance(row["json"], str) else json.loads(row["json"])  # as PostgreSQL's TEXT gives it
-    assert len(json.dumps(kept, allow_nan=False)) <= ANSWER_BYTES
-    assert "s3cret" not in json.dumps(kept)
-    assert isinstance(kept, dict | list)
+    for name, answer in ANSWERS.items():
+        with translated_errors(guarded), guarded.begin() as connection:
+            connection.execute(text("DELETE FROM model_validation"))
+            catalogue.judged(TASK, Verdict(False, "Invalid", 200, json.dumps(answer)))(connection)
+        (row,) = rows(guarded, studio.model_validation)
+        kept = row["json"] if not isinstance(row["json"], str) else json.loads(row["json"])  # as PostgreSQL's TEXT gives it
+        assert len(json.dumps(kept, allow_nan=False)) <= ANSWER_BYTES, name
+        assert "s3cret" not in json.dumps(kept), name
+        assert isinstance(kept, dict | list), name
 
 
 def test_an_answer_with_nothing_to_hide_is_kept_as_it_came(guarded: Engine) -> None:
@@ -126,19 +125,21 @@ def test_an_answer_with_nothing_to_hide_is_kept_as_it_came(guarded: Engine) -> N
     assert (json.loads(kept) if isinstance(kept, str) else kept) == answer
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS.values(), "no JSON " + "😀" * 1_000_000 + SECRET], ids=[*ANSWERS, "no JSON"])
-def test_statements_of_the_studios_own_get_no_more(guarded: Engine, tmp_path: Any, answer: Any) -> None:
+def test_statements_of_the_studios_own_get_no_more(guarded: Engine, tmp_path: Any) -> None:
     with guarded.begin() as connection:
         connection.execute(text("CREATE TABLE verdicts (body TEXT, result VARCHAR(64))"))
     path = tmp_path / "own.sql"
     path.write_text("-- name: record_verdict\nINSERT INTO verdicts VALUES (:body, :result);\n")
-    body = answer if isinstance(answer, str) else json.dumps(answer)
-    with translated_errors(guarded), guarded.begin() as connection:
-        OwnCatalogue(guarded, ZONE, load_statements(path)).judged(TASK, Verdict(False, f"{SECRET}" * 99, 200, body))(connection)
-    with guarded.connect() as connection:
-        ((kept, result),) = connection.execute(text("SELECT body, result FROM verdicts")).all()
-    assert len(kept.encode()) <= 65_535
-    assert "s3cret" not in kept + result
+    own = OwnCatalogue(guarded, ZONE, load_statements(path))
+    bodies = {name: json.dumps(answer) for name, answer in ANSWERS.items()}
+    for name, body in {**bodies, "no JSON": "no JSON " + "😀" * 1_000_000 + SECRET}.items():
+        with translated_errors(guarded), guarded.begin() as connection:
+            connection.execute(text("DELETE FROM verdicts"))
+            own.judged(TASK, Verdict(False, f"{SECRET}" * 99, 200, body))(connection)
+        with guarded.connect() as connection:
+            ((kept, result),) = connection.execute(text("SELECT body, result FROM verdicts")).all()
+        assert len(kept.encode()) <= 65_535, name
+        assert "s3cret" not in kept + result, name
 
 
 def test_an_error_of_the_database_holds_no_secret(guarded: Engine) -> None:

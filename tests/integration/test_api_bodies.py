@@ -83,7 +83,7 @@ def running_api(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 def is_alive(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/livez", trust_env=False, timeout=30).status_code == 200
+        return httpx.get(f"{url}/livez", trust_env=False, verify=False, timeout=30).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -96,7 +96,7 @@ def peak_bytes(process: subprocess.Popen[bytes]) -> int:
 
 def post(url: str, body: bytes, path: str = "/process-batch") -> tuple[int, str]:
     headers = JSON | {"X-API-Key": "the-key-of-the-tests"}
-    answer = httpx.post(f"{url}{path}", content=body, headers=headers, trust_env=False, timeout=120)
+    answer = httpx.post(f"{url}{path}", content=body, headers=headers, trust_env=False, verify=False, timeout=120)
     return answer.status_code, answer.json().get("code", "")
 
 
@@ -109,7 +109,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.P
 @pytest.mark.timeout(600)
 @fault(
     "API: many large bodies at once",
-    injector="8 and 32 POSTs of 16 MiB",
+    injector="32 POSTs of 16 MiB",
     invariants="A",
     outcome="refused with 422 or 503; memory below 256 MB, probes answered",
 )
@@ -118,14 +118,14 @@ def test_memory_is_bounded_and_probes_are_answered_under_attack(api: tuple[subpr
     probes, ended = Counter[bool](), threading.Event()
 
     def probe() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.05):
             probes[is_alive(url)] += 1
 
     probing = threading.Thread(target=probe)
     probing.start()
     seen = Counter[tuple[int, str]]()
     try:
-        for at_once, name in ((8, "empty objects"), (32, "empty objects"), *((4, name) for name in ATTACKS)):
+        for at_once, name in ((32, "empty objects"), *((2, name) for name in ATTACKS)):  # two are all that are read at once
             body = ATTACKS[name]()
             with ThreadPoolExecutor(at_once) as threads:
                 seen.update(threads.map(lambda _, body=body: post(url, body), range(at_once)))
@@ -151,7 +151,8 @@ def test_the_largest_batches_at_once_stay_within_the_same_memory(api: tuple[subp
 
     with ThreadPoolExecutor(4) as threads:
         seen = Counter(threads.map(send, range(4)))
-    assert set(seen) <= {(202, ""), (503, "bodies_in_flight"), (503, "database_unavailable")}
+    refused = {(503, code) for code in ("bodies_in_flight", "database_unavailable", "database_timeout")}
+    assert set(seen) <= {(202, ""), *refused}
     until(lambda: send(9)[0] in (202, 409), 60)
     assert peak_bytes(process) <= PEAK_BYTES
 

@@ -24,12 +24,18 @@ SECOND_LATER = 1.0
 
 @pytest.fixture
 def copying(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SftpServer]:
-    """A server whose renames of folders copy files, on request; well again afterwards."""
-    monkeypatch.setattr(publishing, "STILL_SECONDS", 0.6)
+    """A server whose renames of folders copy files, at once or breaking off, on request; well again afterwards."""
+    monkeypatch.setattr(publishing, "STILL_SECONDS", 0.1)
     with start_asyncssh(tmp_path / "copying") as server:
         workplace.send_to(server)
         yield server
         server.fault("")
+
+
+@pytest.fixture
+def _is_slow(copying: SftpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks are further apart than the server's two writes of a file."""
+    monkeypatch.setattr(publishing, "STILL_SECONDS", 0.6)
 
 
 @pytest.fixture
@@ -103,6 +109,7 @@ def test_a_rename_that_broke_off_is_told_in_the_history(
     assert workplace.leftovers() == []
 
 
+@pytest.mark.usefixtures("_is_slow")
 @pytest.mark.parametrize("which", ["publish", "aside"])
 @fault(
     "SFTP: worker killed while the server copies a folder",
@@ -131,6 +138,7 @@ def test_a_rename_that_outlives_its_worker_is_waited_for(
     assert workplace.leftovers() == []
 
 
+@pytest.mark.usefixtures("_is_slow")
 @fault(
     "SFTP: a rename slower than the time-out, through a worker",
     injector="SFTP server that copies slowly",

@@ -18,7 +18,7 @@ PAGES = [
     (ROOT / "docs/destination_kind.md").read_text(),
     (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Recipes\n")[2],
 ]
-COPIED = ("src", "tests", "benchmarks", "pyproject.toml", "README.md", "env_sample", "docker-compose.yml")
+COPIED = ("src", "tests", "benchmarks", "scripts", "pyproject.toml", "README.md", "env_sample", "docker-compose.yml")
 TITLES = {title: page for page in reversed(PAGES) for title in re.findall(r"^### (.+)$", page, re.MULTILINE)}
 
 
@@ -84,7 +84,7 @@ def test_a_recipe_works_as_written(copy: Path, title: str) -> None:
     tests = [sys.executable, *tests[1:], "-p", "no:cacheprovider", "-n0"]
     for change in [change for change in changes if change.startswith("# tests/")]:
         apply(change, copy)
-    assert run(tests, copy).returncode != 0, "its tests pass without the change"
+    assert run([*tests, "--exitfirst"], copy).returncode != 0, "its tests pass without the change"
     for new in blocks(recipe, "python"):
         head, _, text = new.partition("\n")
         (copy / head.removeprefix("# ")).write_text(text)
