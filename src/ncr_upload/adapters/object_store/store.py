@@ -64,6 +64,10 @@ LIST_SECONDS = 5
 MAX_RETRIES = 3
 MAX_ETAG_CHARACTERS = 255
 RETRY_SECONDS = 30
+ANSWER_SECONDS = 180
+"""Until the head of an answer is here, with all that is tried again meanwhile and what an error says. A read time-out alone
+bounds no server that sends interim answers, or a byte now and then."""
+
 LONGEST_DOWNLOAD_SECONDS = 24 * 60 * 60  # a stalled one ends by the read time-out
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _LOGIN_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
@@ -73,7 +77,7 @@ class S3ObjectStore:
     """One bucket. Settings that are missing are named by the first call, not by the constructor.
 
     Time-outs: `connect_timeout_seconds` to connect, `read_timeout_seconds` without a byte; a request is retried at
-    most MAX_RETRIES times within RETRY_SECONDS.
+    most MAX_RETRIES times within RETRY_SECONDS, and answered within ANSWER_SECONDS.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class S3ObjectStore:
                 body.close()
                 return body.size, body.etag
 
-        size, etag = await self._in_thread(ask)
+        size, etag = await self._in_thread(key, ask)
         return ObjectInfo(key, size, _plain_etag(etag))
 
     async def glance(self, keys: Sequence[str]) -> Mapping[str, ObjectInfo]:
@@ -135,7 +139,7 @@ class S3ObjectStore:
             async with asyncio.timeout(LIST_SECONDS):
                 while left > 0:
                     asked = partial(client.list_page, f"{folder}/", LIST_PAGE, token)
-                    page = await self._in_thread(asked)
+                    page = await self._in_thread(folder, asked)
                     for entry in page.entries:
                         info = ObjectInfo(entry.key, entry.size, _plain_etag(entry.etag))
                         if info.key in wanted and info.etag:
@@ -219,7 +223,7 @@ class S3ObjectStore:
             if fetched is not None:
                 return fetched
         async with transfer.turns.take(known.size if known else 0):
-            answer = await self._in_thread(partial(self._get, transfer.key, known))
+            answer = await self._in_thread(transfer.key, partial(self._get, transfer.key, known))
             etag = _plain_etag(answer.etag)
             checksums, md5 = Checksums(), self._md5(etag)
             hashings, teller = [each for each in (checksums, md5) if each], Teller(transfer.grow)
@@ -290,7 +294,7 @@ class S3ObjectStore:
             body.close()
             return None
 
-        return await self._in_thread(ask)
+        return await self._in_thread(known.key, ask)
 
     async def _read(self, file: int, key: str, answer: ObjectBody, write: Callable[[int, Body], T]) -> T:
         def body() -> Body:
@@ -305,11 +309,17 @@ class S3ObjectStore:
         with _cancelling(answer.cancellation):
             return await self._bodies.read(file, body(), write)
 
-    async def _in_thread(self, ask: Callable[[Cancellation], T]) -> T:
+    async def _in_thread(self, key: str, ask: Callable[[Cancellation], T]) -> T:
         """Return what `ask` returns, called in a thread that a cancellation does not wait for."""
         cancellation = Cancellation()
-        with _cancelling(cancellation):
-            return await self._bodies.receive(lambda: ask(cancellation), lambda answer: answer)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS) as deadline:
+                with _cancelling(cancellation):
+                    return await self._bodies.receive(lambda: ask(cancellation), lambda answer: answer)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise self._class_of(key, StorageFailure(f"it did not answer in {ANSWER_SECONDS:g} s")) from None
 
     @asynccontextmanager
     async def _at_most_a_day(self, key: str) -> AsyncIterator[None]:
