@@ -6,9 +6,11 @@ import asyncio
 import errno
 import hashlib
 import random
+import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -483,6 +485,45 @@ async def test_a_storage_that_falls_silent_is_given_up(
         async with asyncio.timeout(60):
             with pytest.raises(Unavailable):
                 await store.fetch("a.bin", tmp_path / "target", lambda _: None)
+    assert names_in(tmp_path) == []
+
+
+@contextmanager
+def answer_without_end(sent: bytes) -> Iterator[str]:
+    """Serve whoever asks with `sent` again and again, which leaves no read time-out a chance. Yields the URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            while not ended.wait(0.01):
+                connection.sendall(sent)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    ended.set()
+    listener.close()
+
+
+@fault("S3: no end of interim answers", injector="HTTP server", invariants="L", outcome="given up; the job is retried")
+@pytest.mark.parametrize("sent", [b"HTTP/1.1 100 Continue\r\n\r\n", b"H"], ids=["interim answers", "a byte now and then"])
+async def test_a_storage_that_never_comes_to_its_answer_is_given_up(
+    s3: S3Server, tmp_path: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "LEAST_SECONDS", 0.5)
+    with answer_without_end(sent) as url:
+        store = open_store(s3, endpoint=url)
+        for asked in (store.fetch("a.bin", tmp_path / "target", lambda _: None), store.stat("a.bin")):
+            async with asyncio.timeout(60):
+                with pytest.raises(Unavailable, match=r"did not answer in 0\.5 s") as caught:
+                    await asked
+            assert caught.value.code == "storage_unavailable"
     assert names_in(tmp_path) == []
 
 
