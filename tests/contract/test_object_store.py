@@ -521,7 +521,7 @@ async def test_a_storage_that_never_comes_to_its_answer_is_given_up(
         store = open_store(s3, endpoint=url)
         for asked in (store.fetch("a.bin", tmp_path / "target", lambda _: None), store.stat("a.bin")):
             async with asyncio.timeout(60):
-                with pytest.raises(Unavailable, match=r"did not answer in 0\.5 s") as caught:
+                with pytest.raises(Unavailable, match=r"did not arrive within 0\.5 s") as caught:
                     await asked
             assert caught.value.code == "storage_unavailable"
     assert names_in(tmp_path) == []
