@@ -10,7 +10,7 @@ import pytest
 
 from dropoff_place import STAGING, DropoffPlace, place_on, read_tree
 from fault_table import fault
-from ncr_upload.adapters.sftp_dropoff import publishing
+from ncr_upload.adapters.sftp_dropoff import publishing, scratch
 from ncr_upload.adapters.sftp_dropoff.dropoff import SftpSession
 from ncr_upload.adapters.sftp_dropoff.remote import Remote
 from ncr_upload.application.ports import AnnouncedPublish, LocalFile, Successor
@@ -37,8 +37,9 @@ def copying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
 
 @pytest.fixture
 def place(copying: SftpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DropoffPlace]:
-    """Whose renames are over at once, whether they end or break off."""
+    """Whose renames are over at once, whether they end or break off; and nobody else probes it."""
     monkeypatch.setattr(publishing, "STILL_SECONDS", 0.05)
+    monkeypatch.setattr(scratch, "TRIES", 2)
     with place_on(copying, tmp_path.name) as place:
         yield place
 

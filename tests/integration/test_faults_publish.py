@@ -11,7 +11,7 @@ import pytest
 
 from disks import small_disk
 from fault_table import fault
-from ncr_upload.adapters.sftp_dropoff import publishing
+from ncr_upload.adapters.sftp_dropoff import publishing, scratch
 from ncr_upload.application.ports import CancelAnswer
 from ncr_upload.domain.jobs import TERMINAL, Status, Task
 from ncr_upload.entrypoints.embedded.product import Product
@@ -24,8 +24,9 @@ SECOND_LATER = 1.0
 
 @pytest.fixture
 def copying(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SftpServer]:
-    """A server whose renames of folders copy files, at once or breaking off, on request; well again afterwards."""
+    """A server whose renames of folders copy files, at once or breaking off, on request. Only one probes it."""
     monkeypatch.setattr(publishing, "STILL_SECONDS", 0.1)
+    monkeypatch.setattr(scratch, "TRIES", 2)
     with start_asyncssh(tmp_path / "copying") as server:
         workplace.send_to(server)
         yield server
