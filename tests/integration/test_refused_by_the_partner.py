@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,3 +213,27 @@ def test_a_job_is_delivered_again_to_debians_rclone(workplace: Workplace, small:
             assert (ended.status, ended.attempt) == (Status.COMPLETED, 1), ended.message
             assert workplace.delivered("again") == small.delivered
         assert workplace.leftovers() == []
+
+
+@pytest.mark.parametrize("point", ["publish:between", "publish:after"])
+@fault(
+    "SFTP: nothing may be read, and the worker dies while it publishes",
+    injector="sftp-server -P read, SIGKILL",
+    invariants="LOKRH",
+    outcome="delivered by the next attempt, without the record of the publish; the destination is not parked",
+)
+def test_a_publish_that_broke_off_where_nothing_may_be_read_is_ended_all_the_same(
+    workplace: Workplace, small: Product, product: Product, refusing: SftpServer, tmp_path: Path, point: str
+) -> None:
+    refusing.fault("-P read")
+    workplace.place("unread", product)
+    assert workplace.deliver("unread").status is Status.COMPLETED
+    workplace.place("unread", small)
+    (task,) = workplace.submit("unread")
+    assert workplace.start_attempt(task, tmp_path, point).wait(120) == -signal.SIGKILL
+    workplace.let_time_pass()
+    ended = workplace.attempt(task)
+    assert (ended.status, parked(workplace)) == (Status.COMPLETED, None), ended.message
+    assert workplace.delivered("unread") == small.delivered
+    workplace.sweep(ended)
+    assert workplace.leftovers() == []

@@ -159,7 +159,11 @@ class Remote:
             ) or FULL.search(said):
                 return disk_full(what, said)
             case asyncssh.SFTPError():
-                return Failed("sftp_failure", f"{what}: {said}", "It is tried again; if it stays so, ask the partner.")
+                return Failed(
+                    "sftp_failure",
+                    f"{what}: {said or 'no reason was given'}",
+                    "It is tried again; if it stays so, ask the partner.",
+                )
         cause = f"no answer for {self.timeout_seconds:g} s" if isinstance(error, TimeoutError) else said or type(error).__name__
         return Unavailable(
             "sftp_unreachable",
