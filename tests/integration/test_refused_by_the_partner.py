@@ -237,3 +237,16 @@ def test_a_publish_that_broke_off_where_nothing_may_be_read_is_ended_all_the_sam
     assert workplace.delivered("unread") == small.delivered
     workplace.sweep(ended)
     assert workplace.leftovers() == []
+
+
+def test_a_login_that_may_not_look_at_its_files_is_told_so_and_not_that_it_may_make_no_folders(
+    workplace: Workplace, small: Product, refusing: SftpServer
+) -> None:
+    refusing.fault("-P lstat")
+    finding = next(finding for finding in ask_doctor(workplace) if finding.state is State.WRONG)
+    assert ("failed to look at" in finding.told, "lstat" in (finding.next_step or "")) == (True, True), finding
+    workplace.place("unseen", small)
+    (task,) = workplace.submit("unseen")
+    waiting = workplace.attempt(task)
+    assert waiting.problem is not None
+    assert (waiting.problem.code, "lstat" in waiting.problem.next_step) == ("permission_denied", True), waiting.problem
