@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from fault_proxy import fault_proxy
 from fault_table import fault
 from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.bootstrap.doctor import make_checks
@@ -215,17 +216,18 @@ def test_a_job_is_delivered_again_to_debians_rclone(workplace: Workplace, small:
         assert workplace.leftovers() == []
 
 
+@pytest.mark.parametrize("refused", ["read", "remove,rmdir"])
 @pytest.mark.parametrize("point", ["publish:between", "publish:after"])
 @fault(
-    "SFTP: nothing may be read, and the worker dies while it publishes",
-    injector="sftp-server -P read, SIGKILL",
+    "SFTP: nothing may be read, or removed, and the worker dies while it publishes",
+    injector="sftp-server -P, SIGKILL",
     invariants="LOKRH",
-    outcome="delivered by the next attempt, without the record of the publish; the destination is not parked",
+    outcome="delivered by the next attempt; the destination is not parked",
 )
-def test_a_publish_that_broke_off_where_nothing_may_be_read_is_ended_all_the_same(
-    workplace: Workplace, small: Product, product: Product, refusing: SftpServer, tmp_path: Path, point: str
+def test_a_publish_that_broke_off_where_nothing_may_be_read_or_removed_is_ended_all_the_same(
+    workplace: Workplace, small: Product, product: Product, refusing: SftpServer, tmp_path: Path, point: str, refused: str
 ) -> None:
-    refusing.fault("-P read")
+    refusing.fault(f"-P {refused}")
     workplace.place("unread", product)
     assert workplace.deliver("unread").status is Status.COMPLETED
     workplace.place("unread", small)
@@ -236,7 +238,7 @@ def test_a_publish_that_broke_off_where_nothing_may_be_read_is_ended_all_the_sam
     assert (ended.status, parked(workplace)) == (Status.COMPLETED, None), ended.message
     assert workplace.delivered("unread") == small.delivered
     workplace.sweep(ended)
-    assert workplace.leftovers() == []
+    assert refused != "read" or workplace.leftovers() == []
 
 
 def test_a_login_that_may_not_look_at_its_files_is_told_so_and_not_that_it_may_make_no_folders(
@@ -250,3 +252,26 @@ def test_a_login_that_may_not_look_at_its_files_is_told_so_and_not_that_it_may_m
     waiting = workplace.attempt(task)
     assert waiting.problem is not None
     assert (waiting.problem.code, "lstat" in waiting.problem.next_step) == ("permission_denied", True), waiting.problem
+
+
+@fault(
+    "SFTP: nothing may be removed, and the connection is cut in the middle of an upload",
+    injector="sftp-server -P remove,rmdir, proxy",
+    invariants="LOPRH",
+    outcome="delivered by the next attempt; the destination is not parked",
+)
+def test_an_upload_that_was_cut_where_nothing_may_be_removed_goes_on(
+    workplace: Workplace, small: Product, refusing: SftpServer
+) -> None:
+    refusing.fault("-P remove,rmdir")
+    workplace.place("kept", small)
+    with fault_proxy(("127.0.0.1", refusing.login.port)) as proxy:
+        workplace.change(sftp_port=proxy.port)
+        proxy.cut_after(600_000)
+        (task,) = workplace.submit("kept")
+        assert workplace.attempt(task).status is Status.PENDING
+        workplace.let_time_pass()
+        ended = workplace.attempt(task)
+        assert (ended.status, parked(workplace)) == (Status.COMPLETED, None), ended.message
+    assert workplace.delivered("kept") == small.delivered
+    assert list(refusing.folder.glob(".ncr-staging/*/spare/*"))

@@ -204,7 +204,7 @@ class Publisher:
             if settled.published:
                 self._published.add(name)
                 return self._tell_finished(spots, record, settled) if settled.moves else ""
-            await self._remote.remove_files([posixpath.join(own, RECORD)])
+            await self._forget_record(own)
         if record is not None or names.keys() & {"package"} == set():
             for folder in PARTS_OF_FOLDER:
                 await self._remote.make_folder(posixpath.join(own, folder))
@@ -270,7 +270,7 @@ class Publisher:
             if not superseded and await self._rescue(place, successor):
                 await self._remote.remove_tree(posixpath.join(place, "previous"))
             elif not superseded:  # or half of the package, once it is removed, would look as if it had been published
-                await self._remote.remove_files([posixpath.join(place, RECORD)])
+                await self._forget_record(place)
             await self._remote.remove_tree(place, PARTS_OF_FOLDER)
 
     async def _take_away(self, name: str) -> list[str]:
@@ -438,7 +438,7 @@ class Publisher:
         if settled.published:
             self._published.add(name)
             return self._tell_finished(spots, record, settled) if settled.moves else ""
-        await self._remote.remove_files([posixpath.join(spots.own, RECORD)])
+        await self._forget_record(spots.own)
         raise NotPublished(self._explain(spots, record, settled, failure))
 
     def _explain(self, spots: _Spots, record: PublishRecord, settled: _Settled, failure: DeliveryError | None) -> DeliveryError:
@@ -487,8 +487,11 @@ class Publisher:
         try:
             await self._remote.write(path, written)
         except (Denied, Failed):  # some servers let nobody write over a file (ProFTPD, unless AllowOverwrite is on)
-            await self._remote.remove_files([path])
+            await self._forget_record(spots.own)
             await self._remote.write(path, written)
+
+    async def _forget_record(self, own: str) -> None:
+        await self._remote.put_away([posixpath.join(own, RECORD)], own)
 
     async def _find_record(
         self, own: str, announced: AnnouncedPublish | None
