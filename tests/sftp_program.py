@@ -10,6 +10,8 @@ The word in the file CONTROL says how:
     cut-after-publish the next rename out of staging is done, then the connection is cut before its answer
     refuse-publish    renames of a package out of staging fail
     no-continue       a file that exists is not opened for writing, unless it is emptied
+    no-overwrite      a file that exists is not opened for writing at all (ProFTPD without AllowOverwrite)
+    follow-links      a rename of a link renames what it leads to (ProFTPD)
     in-order          a write that does not begin at the end of the file fails, as where files are objects in a store
     no-links, empty-links, copy-links   links are answered OK, and there is nothing, an empty file, or a copy
     odd-names         listings of folders also hold names that no file can have
@@ -70,6 +72,8 @@ class Files(asyncssh.SFTPServer):
     def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
         if fault() == "no-continue" and pflags & asyncssh.FXF_WRITE and not pflags & asyncssh.FXF_TRUNC:
             raise asyncssh.SFTPPermissionDenied("no")
+        if fault() == "no-overwrite" and pflags & asyncssh.FXF_WRITE and os.path.lexists(self.map_path(path)):
+            raise asyncssh.SFTPPermissionDenied("no")
         return super().open(path, pflags, attrs)
 
     def mkdir(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
@@ -114,6 +118,8 @@ class Files(asyncssh.SFTPServer):
             squatted = Path(os.fsdecode(self.map_path(newpath)))
             squatted.mkdir()
             (squatted / "foreign.txt").write_text("not ours")
+        if name == "follow-links":
+            oldpath = b"/" + os.fsencode(old.resolve().relative_to(Path(ROOT).resolve()))
         super().rename(oldpath, newpath)
         if (publishes and name == "cut-after-publish") or (sets_aside and name == "cut-after-aside"):
             self._cut()

@@ -441,6 +441,45 @@ def test_a_user_whose_name_the_studios_table_cannot_hold_is_rejected_before_anyt
     assert deliver(workplace, job_id, "ann").status is Status.COMPLETED
 
 
+def with_trigger(body: str) -> tuple[str, str]:
+    return (
+        f"CREATE FUNCTION no_mail() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body} RETURN NEW; END$$",
+        "CREATE TRIGGER no_mail BEFORE INSERT ON email FOR EACH ROW EXECUTE FUNCTION no_mail()",
+    )
+
+
+NEVER_TAKEN = {
+    "a state of the studio's own": with_trigger("RAISE EXCEPTION 'no mail today' USING ERRCODE = 'MAIL1';"),
+    "no data found": with_trigger("RAISE no_data_found USING MESSAGE = 'no mail today';"),
+    "an assertion": with_trigger("ASSERT false, 'no mail today';"),
+    "a function that is not there": with_trigger("PERFORM mail_today(NEW.sku);"),
+    "a view of two tables": (
+        "ALTER TABLE email RENAME TO mails",
+        "CREATE VIEW email AS SELECT * FROM mails UNION ALL SELECT * FROM mails",
+    ),
+    "a check": ("ALTER TABLE email ADD CONSTRAINT no_mail CHECK (sku = 'none')",),
+}
+
+
+@pytest.mark.parametrize("refusing", NEVER_TAKEN)
+@fault(
+    "SQL: the studio's table takes no row, for a reason of its own",
+    injector="triggers, a view and a check in PostgreSQL",
+    invariants="LOPRH",
+    outcome="rejected at the first attempt naming the table; nothing fetched",
+)
+def test_a_row_that_the_studios_own_rules_refuse_is_rejected_before_anything_is_fetched(
+    servers: Servers, cleaning: ExitStack, workplace: Workplace, small: Product, job_id: str, refusing: str
+) -> None:
+    move_to(workplace, make_odd(servers, Odd("postgresql", ""), cleaning))
+    workplace.place(job_id, small)
+    run(workplace.engine, *NEVER_TAKEN[refusing])
+    task = deliver(workplace, job_id, "ann")
+    assert_failed(workplace, task, "database_row_refused", "rejected", "table email")
+    assert task.attempt == 1
+    assert not any("downloading" in line for line in workplace.history(task))
+
+
 def at(point: str, engine: Engine, *statements: str) -> Callable[[str], None]:
     return lambda reached: run(engine, *statements) if reached == point else None
 

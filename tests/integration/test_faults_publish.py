@@ -197,3 +197,52 @@ def test_a_job_whose_publish_was_refused_can_be_cancelled(
         workplace.sweep(task)
         assert workplace.delivered(job_id) == before.delivered
         assert workplace.leftovers() == []
+
+
+@fault(
+    "SFTP: no file may be written over, and the job's folder is there and empty",
+    injector="SFTP server that refuses it",
+    invariants="LOPRH",
+    outcome="delivered at the first attempt",
+)
+def test_a_server_that_lets_nobody_write_over_a_file_takes_the_package_into_an_empty_folder(
+    workplace: Workplace, job_id: str, small: Product, copying: SftpServer
+) -> None:
+    (copying.folder / job_id).mkdir()
+    copying.fault("no-overwrite")
+    workplace.place(job_id, small)
+    (task,) = workplace.submit(job_id)
+    ended = workplace.attempt(task)
+    assert ended.status is Status.COMPLETED, ended.message
+    assert workplace.delivered(job_id) == small.delivered
+    assert workplace.leftovers() == []
+
+
+@pytest.mark.parametrize("follows", [True, False])
+@fault(
+    "SFTP: the job's folder is a link, and the server renames what a link leads to",
+    injector="SFTP server that follows links",
+    invariants="LOPRH",
+    outcome="fails within MAX_ATTEMPTS, naming the link; what it leads to stays. Elsewhere the link makes room for the package",
+)
+def test_what_a_link_in_the_place_of_the_jobs_folder_leads_to_stays_where_it_is(
+    workplace: Workplace, job_id: str, small: Product, copying: SftpServer, follows: bool
+) -> None:
+    others = copying.folder / f"others-{job_id}"
+    others.mkdir()
+    (others / "file").write_text("somebody else's")
+    link = copying.folder / job_id
+    link.symlink_to(others.name)
+    copying.fault("follow-links" if follows else "")
+    workplace.place(job_id, small)
+    ended = workplace.deliver(job_id)
+    assert [path.name for path in others.iterdir()] == ["file"]
+    if follows:
+        assert_told(workplace, ended, "transient", job_id, "symbolic link", "Ask the partner to remove the link")
+        assert (ended.status, ended.problem and ended.problem.code) == (Status.FAILED, "job_folder_is_link")
+        assert link.is_symlink()
+    else:
+        assert ended.status is Status.COMPLETED, ended.message
+        assert workplace.delivered(job_id) == small.delivered
+    workplace.sweep(ended)
+    assert workplace.leftovers() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from fault_proxy import fault_proxy
 from fault_table import fault
 from ncr_upload.domain.jobs import Status
 from ncr_upload.entrypoints.bootstrap.doctor import make_checks
@@ -212,3 +214,65 @@ def test_a_job_is_delivered_again_to_debians_rclone(workplace: Workplace, small:
             assert (ended.status, ended.attempt) == (Status.COMPLETED, 1), ended.message
             assert workplace.delivered("again") == small.delivered
         assert workplace.leftovers() == []
+
+
+@pytest.mark.parametrize("refused", ["read", "remove,rmdir"])
+@pytest.mark.parametrize("point", ["publish:between", "publish:after"])
+@fault(
+    "SFTP: nothing may be read, or removed, and the worker dies while it publishes",
+    injector="sftp-server -P, SIGKILL",
+    invariants="LOKRH",
+    outcome="delivered by the next attempt; the destination is not parked",
+)
+def test_a_publish_that_broke_off_where_nothing_may_be_read_or_removed_is_ended_all_the_same(
+    workplace: Workplace, small: Product, product: Product, refusing: SftpServer, tmp_path: Path, point: str, refused: str
+) -> None:
+    refusing.fault(f"-P {refused}")
+    workplace.place("unread", product)
+    assert workplace.deliver("unread").status is Status.COMPLETED
+    workplace.place("unread", small)
+    (task,) = workplace.submit("unread")
+    assert workplace.start_attempt(task, tmp_path, point).wait(120) == -signal.SIGKILL
+    workplace.let_time_pass()
+    ended = workplace.attempt(task)
+    assert (ended.status, parked(workplace)) == (Status.COMPLETED, None), ended.message
+    assert workplace.delivered("unread") == small.delivered
+    if refused == "read":
+        workplace.sweep(ended)
+        assert workplace.leftovers() == []
+
+
+def test_a_login_that_may_not_look_at_its_files_is_told_so_and_not_that_it_may_make_no_folders(
+    workplace: Workplace, small: Product, refusing: SftpServer
+) -> None:
+    refusing.fault("-P lstat")
+    finding = next(finding for finding in ask_doctor(workplace) if finding.state is State.WRONG)
+    assert ("failed to look at" in finding.told, "lstat" in (finding.next_step or "")) == (True, True), finding
+    workplace.place("unseen", small)
+    (task,) = workplace.submit("unseen")
+    waiting = workplace.attempt(task)
+    assert waiting.problem is not None
+    assert (waiting.problem.code, "lstat" in waiting.problem.next_step) == ("permission_denied", True), waiting.problem
+
+
+@fault(
+    "SFTP: nothing may be removed, and the connection is cut in the middle of an upload",
+    injector="sftp-server -P remove,rmdir, proxy",
+    invariants="LOPRH",
+    outcome="delivered by the next attempt; the destination is not parked",
+)
+def test_an_upload_that_was_cut_where_nothing_may_be_removed_goes_on(
+    workplace: Workplace, small: Product, refusing: SftpServer
+) -> None:
+    refusing.fault("-P remove,rmdir")
+    workplace.place("kept", small)
+    with fault_proxy(("127.0.0.1", refusing.login.port)) as proxy:
+        workplace.change(sftp_port=proxy.port)
+        proxy.cut_after(600_000)
+        (task,) = workplace.submit("kept")
+        assert workplace.attempt(task).status is Status.PENDING
+        workplace.let_time_pass()
+        ended = workplace.attempt(task)
+        assert (ended.status, parked(workplace)) == (Status.COMPLETED, None), ended.message
+    assert workplace.delivered("kept") == small.delivered
+    assert list(refusing.folder.glob(".ncr-staging/*/spare/*"))

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
 
-from ncr_upload.adapters.sftp_dropoff.remote import Denied, Missing, Remote
+from ncr_upload.adapters.sftp_dropoff.remote import Denied, Failed, Missing, Remote
 
 GROUP_SECONDS = 0.5
 """So long finished files are collected for one manifest, as long as more files are to come."""
@@ -45,7 +45,7 @@ class Manifest:
         """Empty where there is none, or one that cannot be read: then nothing staged is kept."""
         try:
             written = _parse(await remote.read(_path(own)))
-        except (Missing, Denied, ValueError, RecursionError):
+        except (Missing, Denied, Failed, ValueError, RecursionError):
             written = {}
         return cls(remote, own, written)
 

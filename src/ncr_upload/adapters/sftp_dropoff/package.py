@@ -174,7 +174,7 @@ class StagedPackage:
     async def _remove_parts(self, names: list[str]) -> None:
         for name in names:
             del self._parts[name]
-        await self._remote.remove_files(self._part_path(name) for name in names)
+        await self._remote.put_away((self._part_path(name) for name in names), self._own)
 
     def _part_path(self, name: str) -> str:
         return posixpath.join(self._own, "parts", name)
@@ -240,7 +240,7 @@ class StagedPackage:
         await self._remove(files, folders)
 
     async def _remove(self, files: list[str], folders: list[str]) -> None:
-        await self._remote.remove_files(posixpath.join(self._package, path) for path in files)
+        await self._remote.put_away((posixpath.join(self._package, path) for path in files), self._own)
         await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
         for path in files:
             del self._there.files[path]
@@ -317,7 +317,7 @@ class StagedPackage:
                 raise
             local = await upload.part.file.whole()
             await upload.proven.wait()
-            await track.remote.remove_files([upload.part.path])
+            await track.remote.put_away([upload.part.path], self._own)
             self._on_bytes(-upload.told_bytes)
             upload.close()
             self._uploads.remove(upload)
@@ -350,7 +350,7 @@ class StagedPackage:
         tree = await self._remote.tree(self._package, self._made)
         wanted = {target: local.file.size for target, local in self._wanted.items()}
         unwanted = [path for path in tree.files if path in self._left and path not in wanted]
-        await self._remote.remove_files(posixpath.join(self._package, path) for path in unwanted)
+        await self._remote.put_away((posixpath.join(self._package, path) for path in unwanted), self._own)
         found = {path: seen.size for path, seen in tree.files.items() if path not in unwanted}
         for path, seen in tree.files.items():
             entry = self._manifest.entry(path)

@@ -204,7 +204,7 @@ class Publisher:
             if settled.published:
                 self._published.add(name)
                 return self._tell_finished(spots, record, settled) if settled.moves else ""
-            await self._remote.remove_files([posixpath.join(own, RECORD)])
+            await self._forget_record(own)
         if record is not None or names.keys() & {"package"} == set():
             for folder in PARTS_OF_FOLDER:
                 await self._remote.make_folder(posixpath.join(own, folder))
@@ -270,7 +270,7 @@ class Publisher:
             if not superseded and await self._rescue(place, successor):
                 await self._remote.remove_tree(posixpath.join(place, "previous"))
             elif not superseded:  # or half of the package, once it is removed, would look as if it had been published
-                await self._remote.remove_files([posixpath.join(place, RECORD)])
+                await self._forget_record(place)
             await self._remote.remove_tree(place, PARTS_OF_FOLDER)
 
     async def _take_away(self, name: str) -> list[str]:
@@ -348,7 +348,7 @@ class Publisher:
         files, previous = self._staged.get(name) or (_sizes(await self._remote.tree(spots.package)), None)
         record = PublishRecord(job_id, files, previous or {})
         exists = self._remote.exists
-        looking = asyncio.gather(exists(spots.package), exists(spots.final), exists(spots.aside))
+        looking = asyncio.gather(exists(spots.package), self._is_replaceable(spots), exists(spots.aside))
         if files:
             await asyncio.gather(looking, self._write_record(spots, record))
         staged, replaces, blocked = await looking
@@ -363,6 +363,35 @@ class Publisher:
             record = PublishRecord(job_id, files, await self.list_final(job_id))
             await self._write_record(spots, record)
         return await self._publish(name, spots, record, replaces, between)
+
+    async def _is_replaceable(self, spots: _Spots) -> bool:
+        """Return whether anything has the final name. Raises `NotPublished` for a link that cannot be set aside: some servers
+        (ProFTPD) rename what a link leads to, which may be another's."""
+        try:
+            found = await self._remote.stat(spots.final)
+        except Missing:
+            return False
+        if found.type == asyncssh.FILEXFER_TYPE_SYMLINK and not await self._renames_links(spots.own):
+            raise NotPublished(
+                Unavailable(
+                    "job_folder_is_link",
+                    f"{self._remote.address}: {spots.final} is a symbolic link, and this server renames what a link leads to. "
+                    "Nothing was moved",
+                    f"Ask the partner to remove the link {spots.final}, or to put a folder in its place.",
+                )
+            )
+        return True
+
+    async def _renames_links(self, own: str) -> bool:
+        """Try it out in our own folder. No for a server that lets nobody make links."""
+        here, link, moved = (posixpath.join(own, name) for name in ("linked", "link", "link.moved"))
+        await self._remote.make_folder(here)
+        try:
+            await self._remote.ask(f"link {link}", self._remote.channel.symlink(here, link))
+            await self._remote.rename(link, moved)
+            return (await self._remote.stat(moved)).type == asyncssh.FILEXFER_TYPE_SYMLINK
+        except (Missing, Failed, DestinationParked):
+            return False
 
     async def _publish(
         self, name: str, spots: _Spots, record: PublishRecord, replaces: bool, between: Callable[[], None]
@@ -409,7 +438,7 @@ class Publisher:
         if settled.published:
             self._published.add(name)
             return self._tell_finished(spots, record, settled) if settled.moves else ""
-        await self._remote.remove_files([posixpath.join(spots.own, RECORD)])
+        await self._forget_record(spots.own)
         raise NotPublished(self._explain(spots, record, settled, failure))
 
     def _explain(self, spots: _Spots, record: PublishRecord, settled: _Settled, failure: DeliveryError | None) -> DeliveryError:
@@ -454,18 +483,27 @@ class Publisher:
 
     async def _write_record(self, spots: _Spots, record: PublishRecord) -> None:
         content = {"job_id": record.job_id, "files": dict(record.files), "previous": dict(record.previous or {})}
-        await self._remote.write(posixpath.join(spots.own, RECORD), json.dumps(content).encode())
+        path, written = posixpath.join(spots.own, RECORD), json.dumps(content).encode()
+        try:
+            await self._remote.write(path, written)
+        except (Denied, Failed):  # some servers let nobody write over a file (ProFTPD, unless AllowOverwrite is on)
+            await self._forget_record(spots.own)
+            await self._remote.write(path, written)
+
+    async def _forget_record(self, own: str) -> None:
+        await self._remote.put_away([posixpath.join(own, RECORD)], own)
 
     async def _find_record(
         self, own: str, announced: AnnouncedPublish | None
     ) -> tuple[PublishRecord | None, Mapping[str, object]]:
         """What a publish from this folder was about to do, None if none can have begun; and what is in the folder.
 
-        A release before wrote no record. Then the ledger knows the package, or else its manifest does, without sizes."""
+        A release before wrote no record, and some logins may not read it. Then the ledger knows the package, or else its
+        manifest does, without sizes."""
         names, aside = await asyncio.gather(self._remote.entries(own), self._entries(posixpath.join(own, "previous")))
         if RECORD in names:
-            content = await self._read_file(own, RECORD)
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
+            with suppress(Denied, ValueError, KeyError, TypeError, AttributeError):  # some logins may write, and not read
+                content = await self._read_file(own, RECORD)
                 return _parse_record(content or b""), names
         if announced is not None:
             return PublishRecord(announced.job_id, announced.files, None), names

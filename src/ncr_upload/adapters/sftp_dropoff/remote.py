@@ -6,6 +6,7 @@ import asyncio
 import math
 import posixpath
 import re
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable
@@ -159,7 +160,11 @@ class Remote:
             ) or FULL.search(said):
                 return disk_full(what, said)
             case asyncssh.SFTPError():
-                return Failed("sftp_failure", f"{what}: {said}", "It is tried again; if it stays so, ask the partner.")
+                return Failed(
+                    "sftp_failure",
+                    f"{what}: {said or 'no reason was given'}",
+                    "It is tried again; if it stays so, ask the partner.",
+                )
         cause = f"no answer for {self.timeout_seconds:g} s" if isinstance(error, TimeoutError) else said or type(error).__name__
         return Unavailable(
             "sftp_unreachable",
@@ -311,6 +316,20 @@ class Remote:
     async def remove_files(self, paths: Iterable[str]) -> None:
         """They may be missing."""
         await at_most(MAX_REQUESTS, (self._remove(path) for path in paths))
+
+    async def put_away(self, paths: Iterable[str], own: str) -> None:
+        """Remove files of a staging folder, `own`. Where nothing may be removed they get other names in its `spare`."""
+
+        async def put(path: str) -> None:
+            try:
+                await self._remove(path)
+            except Denied:
+                spare = posixpath.join(own, "spare")
+                await self.make_folder(spare)
+                with suppress(Missing):
+                    await self.rename(path, posixpath.join(spare, secrets.token_hex(8)))
+
+        await at_most(MAX_REQUESTS, (put(path) for path in paths))
 
     async def remove_folders(self, paths: Iterable[str]) -> None:
         """Remove folders that are empty but for each other."""

@@ -79,7 +79,7 @@ _NEEDED_FOR = {
 
 NEXT_STEPS = {
     Ability.LIST: "Ask the partner to let the login list the folder (opendir, readdir, lstat).",
-    Ability.MAKE: "Ask the partner to let the login make folders there (mkdir).",
+    Ability.MAKE: "Ask the partner to let the login make folders there (mkdir), also ones whose name begins with a dot.",
     Ability.WRITE: "Ask the partner to let the login write there.",
     Ability.READ: "Ask the partner to let the login read what it has written (OpenSSH: no 'read' in `internal-sftp -P`).",
     Ability.RENAME: "Ask the partner to let the login rename folders, by which a package becomes visible (OpenSSH: no 'rename' "
@@ -378,6 +378,10 @@ class _Turn:
         return False
 
     def _note(self, ability: Ability, failure: DeliveryError) -> None:
+        """What is refused may be to look whether something is there, which every other ability needs."""
+        if isinstance(failure, Denied) and failure.act is not None and failure.act.verb == "look at":
+            self.report.failures.setdefault(Ability.LIST, failure)
+            self.report.tried.setdefault(Ability.LIST)
         self.report.failures.setdefault(ability, failure)
 
 

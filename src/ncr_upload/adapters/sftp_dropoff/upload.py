@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import posixpath
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -338,7 +339,7 @@ async def open_part(remote: Remote, part: Part, doing: Act) -> tuple[bytes, int]
                 return handle, offset
             await remote.close(doing, handle)
     if part.bytes is not None:
-        await remote.remove_files([part.path])
+        await remote.put_away([part.path], posixpath.dirname(posixpath.dirname(part.path)))
     return await remote.open(doing, part.path, ANEW), 0
 
 

@@ -68,7 +68,8 @@ _REFUSED_ROWS = frozenset(
         *(1048, 1264, 1265, 1292, 1300, 1364, 1366, 1406, 1411, 1525, 1690, 3140, 3988),  # values
         *(1062, 1169, 1216, 1217, 1451, 1452, 1557, 1586, 3819, 4025),  # keys and constraints
         *(1288, 1348, 1369, 1393, 1394, 1423, 1471),  # views
-        *(1526, 1644, 1748, 1906, 3105),  # partitions, triggers, generated columns
+        *(1526, 1748, 1906, 3105),  # partitions, generated columns
+        *(1242, 1305, 1442, 1643, 1644),  # triggers
         *(1267,),  # a comparison with a character that the column's character set lacks
     }
 )
@@ -108,7 +109,7 @@ _TABLE: tuple[tuple[Failure, _Signs], ...] = (
     (Failure.PACKET, _Signs(numbers=frozenset({1153, 1301}), text=_text(r"max_allowed_packet"))),
     (Failure.SETTING, _Signs(numbers=frozenset({1175, 1665}))),
     (Failure.TEXT, _Signs(frozenset({"22021"}))),
-    (Failure.ROW, _Signs(frozenset({"P0001", "44000", "428C9", "42804", SIGNALLED}), _REFUSED_ROWS)),
+    (Failure.ROW, _Signs(frozenset({"44000", "428C9", "42804", "55000", SIGNALLED}), _REFUSED_ROWS)),
 )
 
 
@@ -122,11 +123,24 @@ def find_failure(error: SQLAlchemyError) -> Failure | None:
     for failure, signs in _TABLE:
         if signs.shown_by(cause, text):
             return failure
-    if isinstance(error, IntegrityError | DataError):
+    if isinstance(error, IntegrityError | DataError) or _is_raised_by_a_function(cause):
         return Failure.ROW
     if isinstance(error, ProgrammingError) and not error.connection_invalidated:
-        return None
+        return Failure.ROW if getattr(getattr(cause, "diag", None), "context", None) else None
     return Failure.UNAVAILABLE
+
+
+def _is_raised_by_a_function(cause: object) -> bool:
+    """Return whether PostgreSQL has this from a function, as a rule a trigger of the studio's. It may raise any SQLSTATE; of
+    those that the standard leaves to others PostgreSQL itself uses a few classes."""
+    state = getattr(cause, "sqlstate", None)
+    if not isinstance(state, str) or isinstance(next(iter(getattr(cause, "args", ())), None), int):
+        return False
+    return state[:2] in _CLASSES_OF_FUNCTIONS or (state[0] in "56789IJKLMNOPQRSTUVWXYZ" and state[:2] not in _OWN_CLASSES)
+
+
+_CLASSES_OF_FUNCTIONS = frozenset({"09", "27", "2F", "38", "39", "P0"})
+_OWN_CLASSES = frozenset({"53", "54", "55", "57", "58", "72", "XX"})
 
 
 def cause_of(error: SQLAlchemyError) -> str:
