@@ -230,7 +230,7 @@ class StagedPackage:
 
     async def _remove_obstacles(self, target: str) -> None:
         """What an earlier attempt staged at this place, or a file where a folder is needed, or a folder where the file is."""
-        places = [target, *_parents(target)]
+        places = [target, *list_parents(target)]
         below = target + "/"
         files = [path for path in places if path in self._there.files]
         folders = []
@@ -369,7 +369,7 @@ class StagedPackage:
                 f"{found.get(first)} bytes, not {wanted.get(first)}",
                 "It is uploaded again.",
             )
-        needed = {folder for target in wanted for folder in _parents(target)}
+        needed = {folder for target in wanted for folder in list_parents(target)}
         folders = [path for path in tree.folders if path not in needed]
         await self._remote.remove_folders(posixpath.join(self._package, path) for path in folders)
         return tree
@@ -385,7 +385,7 @@ def _first(failures: ExceptionGroup[Exception]) -> Exception:
     return _first(first) if isinstance(first, ExceptionGroup) else first
 
 
-def _parents(target: str) -> list[str]:
+def list_parents(target: str) -> list[str]:
     """Every folder the target is in."""
     folders = []
     while target := posixpath.dirname(target):

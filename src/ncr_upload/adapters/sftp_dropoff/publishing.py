@@ -32,7 +32,7 @@ import asyncssh
 
 from ncr_upload.adapters.sftp_dropoff.channels import Channels
 from ncr_upload.adapters.sftp_dropoff.manifest import Manifest
-from ncr_upload.adapters.sftp_dropoff.package import check_relative
+from ncr_upload.adapters.sftp_dropoff.package import check_relative, list_parents
 from ncr_upload.adapters.sftp_dropoff.remote import MAX_REQUESTS, Denied, Failed, Missing, Seen, Tree, at_most, escaped
 from ncr_upload.adapters.sftp_dropoff.scratch import STAGING
 from ncr_upload.application.ports import AnnouncedPublish, Successor
@@ -359,7 +359,7 @@ class Publisher:
         if blocked:  # by empty folders, as a rule
             await self._settle(spots, PublishRecord(job_id, {}, None), may_finish=False, is_tidied=True)
             replaces = await exists(spots.final)
-        if previous is None or replaces != bool(previous):
+        if replaces != bool(previous):
             record = PublishRecord(job_id, files, await self.list_final(job_id))
             await self._write_record(spots, record)
         return await self._publish(name, spots, record, replaces, between)
@@ -406,7 +406,7 @@ class Publisher:
         if failure is None:
             failure = await self._try_rename(spots.package, spots.final)
         if failure is None:
-            found = await self._tree(spots.final, {posixpath.dirname(path) for path in record.files})
+            found = await self._tree(spots.final, {folder for path in record.files for folder in list_parents(path)})
             if is_exactly(_sizes(found), record.files):
                 self._published.add(name)
                 return ""
